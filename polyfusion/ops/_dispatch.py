@@ -1,0 +1,104 @@
+"""Which kernels serve a call: ``kernels="auto" | "eager" | "triton" | "cuda"``.
+
+An explicit choice works or raises and says why. ``auto`` takes the fastest that can serve the call:
+Triton or the CUDA extension on a GPU, eager on a CPU (the interpreter is for checking, not speed).
+"""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import torch
+
+CHOICES = ("auto", "eager", "triton", "cuda")
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class KernelsUnavailable(RuntimeError):
+    """The kernels asked for cannot run here; the message says why and what to do."""
+
+
+def check_choice(kernels: str) -> None:
+    """Raise ``ValueError`` unless ``kernels`` is one of :data:`CHOICES`."""
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(map(repr, CHOICES))}")
+
+
+@functools.cache
+def triton_problem() -> str | None:
+    """Why Triton cannot be used on this machine, or ``None`` if it can (found out once)."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; install it with `pip install triton` (Linux only)"
+    if torch.cuda.is_available():
+        return None
+    late = "triton" in sys.modules
+    try:
+        from triton import knobs
+
+        interpreted = knobs.runtime.interpret and _built_interpreted()
+    except Exception as error:
+        return f"Triton does not import: {error}"
+    if interpreted:
+        return None
+    if late:
+        return (
+            "there is no CUDA device and Triton was imported before its interpreter could be chosen; "
+            "import polyfusion first, or set TRITON_INTERPRET=1 in the environment"
+        )
+    return "there is no CUDA device; set TRITON_INTERPRET=1 to run the kernels in the interpreter"
+
+
+def _built_interpreted() -> bool:
+    """Whether Triton's own library functions were built for the interpreter at its import."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(tl.zeros, InterpretedFunction)
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in the CPU interpreter in this process."""
+    return triton_problem() is None and not torch.cuda.is_available()
+
+
+@functools.cache
+def _say_interpreted() -> None:
+    print(
+        "polyfusion: no CUDA device, Triton kernels run in the CPU interpreter (correct, but slow)",
+        file=sys.stderr,
+    )
+
+
+def cuda_problem() -> str | None:
+    """Why the CUDA extension cannot be used on this machine, or ``None`` if it can."""
+    return "the CUDA extension is not built; use kernels='triton' or 'eager'"
+
+
+def resolve(kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str | None = None) -> str:
+    """Turn a ``kernels`` choice into ``"eager"``, ``"triton"`` or ``"cuda"`` for these tensors.
+
+    ``unsupported`` says why no fused kernel serves this call, if so: ``auto`` then means eager, and
+    an explicit fused choice raises it. Raises ``ValueError`` for an unknown choice and
+    :class:`KernelsUnavailable` for a choice that cannot work here.
+    """
+    check_choice(kernels)
+    if kernels == "eager":
+        return "eager"
+    on_cuda = tensors[0].is_cuda
+    if kernels == "auto":
+        good = on_cuda and unsupported is None and tensors[0].dtype != torch.float64
+        return "triton" if good and triton_problem() is None else "eager"
+    if unsupported is not None:
+        raise KernelsUnavailable(f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'")
+    if kernels == "cuda":
+        problem = cuda_problem()
+    else:
+        problem = triton_problem()
+        if problem is None and torch.cuda.is_available() and not on_cuda:
+            problem = f"the tensors are on {tensors[0].device}; move them to a CUDA device"
+    if problem is not None:
+        raise KernelsUnavailable(f"kernels={kernels!r}: {problem}")
+    if kernels == "triton" and interpreted():
+        _say_interpreted()
+    return kernels
