@@ -1,0 +1,1 @@
+"""Modules: fusion layers with the paper's initialisation, and the generator's blocks."""
