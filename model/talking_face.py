@@ -1,0 +1,76 @@
+"""The whole generator side: still and speech in, talking face out."""
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
+from model.generator import Generator
+from model.init import gaussian_init
+from polyfusion.nn import make_fusion
+
+ENCODERS = ("identity", "audio", "noise")
+
+
+class TalkingFace(nn.Module):
+    """Encoders, fusion (eqs (1)-(8) of the paper) and generator.
+
+    Args:
+        config: sizes.
+        fusion: "cp", "tucker", "cmf", "cmf-sr", "dense" or "concat".
+        kernels: "auto", "eager", "triton" or "cuda", for the fusion and the generator blocks.
+    """
+
+    def __init__(self, config: ModelConfig, fusion: str = "cp", kernels: str = "auto"):
+        super().__init__()
+        self.config, self.fusion_name = config, fusion
+        self.identity = IdentityEncoder(config)
+        self.audio = AudioEncoder(config)
+        self.noise = NoiseEncoder(config)
+        dims = (config.audio_dim, config.identity_dim)
+        self.fusion = make_fusion(fusion, dims, config.fused_dim, config.rank, kernels=kernels)
+        in_dim = self.fusion.out_features + config.noise_dim
+        self.generator = Generator(config, in_dim, kernels=kernels)
+        for encoder in (self.identity, self.audio):
+            encoder.apply(gaussian_init)
+        self._encoders_frozen = False
+
+    def freeze_encoders(self) -> None:
+        """Stop training the encoders: weights and batch-norm statistics (the paper's protocol)."""
+        self._encoders_frozen = True
+        for name in ENCODERS:
+            getattr(self, name).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "TalkingFace":
+        super().train(mode)
+        if self._encoders_frozen:
+            for name in ENCODERS:
+                getattr(self, name).eval()
+        return self
+
+    def forward(
+        self, still: Tensor, audio: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Animate stills.
+
+        Args:
+            still: (B, 3, H, W) in [−1, 1].
+            audio: (B, N) in [−1, 1] at ``config.sample_rate``.
+            generator: source of the noise, for reproducible videos.
+
+        Returns:
+            Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).
+        """
+        _check_inputs(self.config, still, audio)
+        speech = self.audio(audio)  # (B, T, a)
+        identity, skips = self.identity(still)  # (B, d)
+        noise = self.noise(self.noise.sample(*speech.shape[:2], generator=generator))
+        return self.generator(self.fusion([speech, identity], noise=noise), skips)
+
+
+def _check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:
+    expected = (3, config.height, config.width)
+    if still.ndim != 4 or tuple(still.shape[1:]) != expected:
+        raise ValueError(f"still: shape {tuple(still.shape)}, expected (B, {expected})")
+    if audio.ndim != 2 or audio.shape[0] != still.shape[0]:
+        raise ValueError(f"audio: shape {tuple(audio.shape)}, expected ({still.shape[0]}, samples)")
