@@ -1,0 +1,279 @@
+"""The configuration of a training run: presets, command line and its record on disk."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from model import ModelConfig
+
+CONFIG_FILE = "config.json"
+#: What may differ between a run and its resumption; everything else is what the run is.
+RESUMABLE = {
+    "steps", "kernels", "out", "workers", "log_every", "sample_every", "checkpoint_every",
+    "validate_every", "resume",
+}  # fmt: skip
+
+
+class UserError(Exception):
+    """A mistake of the user's; its message is the one line to print before exit code 2."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the objective, eqs (9)-(12) of the paper."""
+
+    frame: float = 1.0
+    """λ_frame, of the frame discriminator."""
+    seq: float = 0.2
+    """λ_seq, of the sequence discriminator."""
+    sync: float = 0.8
+    """λ_sync, of the synchronisation discriminator."""
+    l1: float = 600.0
+    """λ₁, of the mean absolute error on the bottom half of the frames."""
+    omega: float = 100.0
+    """λ₂, of the Frobenius penalty Ω on the fusion parameters."""
+    penalty: Literal["norm", "sumsq", "meansq", "none"] = "norm"
+    """Form of Ω: Σ‖P‖_F, Σ‖P‖²_F, the mean square, or none."""
+    saturating: bool = False
+    """Let G minimise the literal log(1 − D) instead of −log D."""
+
+    def __post_init__(self) -> None:
+        for name in ("frame", "seq", "sync", "l1", "omega"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"loss.{name}={getattr(self, name)}: expected a number >= 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train the polynomial-fusion talking-face GAN.
+
+    Examples:
+
+      python -m train --fusion cp --kernels triton        built-in data, a few minutes on a CPU
+
+      python -m train --data PREPARED --preset paper      the paper's sizes on a prepared set
+
+      python -m train --resume runs/cp-1 --steps 2000     go on with a run
+
+    Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
+    """
+
+    preset: Literal["paper", "demo"] = "paper"
+    """Sizes and schedule to start from: the paper's, or a demo that trains on two CPU cores
+    (default: paper with a GPU, demo without). Every other flag overrides the preset."""
+    fusion: Literal["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"] = "cp"
+    """Joint representation of audio and identity."""
+    kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
+    """Who computes the fused operators. An explicit choice works or says why not."""
+    data: str = "synthetic"
+    """`synthetic` (the built-in set) or the directory of a prepared set."""
+    encoders: str = "joint"
+    """`joint` trains them with everything; a run directory or checkpoint loads and freezes them."""
+    out: Path | None = None
+    """Run directory (default: a fresh one under runs/)."""
+    resume: Path | None = None
+    """Go on with this run directory from its last checkpoint; its own settings are the defaults."""
+    steps: int = 40_000
+    """Training steps (one discriminator and one generator update each)."""
+    batch_size: int = 16
+    """Clips per step."""
+    frames: int = 75
+    """Frames per clip, T (3 s at 25 frames/s in the paper)."""
+    limit: int | None = None
+    """Train on the first so many clips only."""
+    synthetic_clips: int = 2000
+    """Clips of the built-in set."""
+    synthetic_speakers: int = 200
+    """Speakers of the built-in set."""
+    mirror: bool = True
+    """Flip training clips left to right at random."""
+    lr_generator: float = 1e-4
+    """Adam's learning rate for the generator, fusion and encoders."""
+    lr_frame: float = 1e-4
+    """Adam's learning rate for the frame discriminator."""
+    lr_seq: float = 1e-5
+    """Adam's learning rate for the sequence discriminator."""
+    lr_sync: float = 1e-5
+    """Adam's learning rate for the synchronisation discriminator."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's momenta."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of initialisation, data order, crops and noise."""
+    workers: int = 2
+    """Processes that read clips."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    sample_every: int = 1000
+    """Steps between picture grids and videos."""
+    validate_every: int = 500
+    """Steps between validations."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    validation_clips: int = 16
+    """Clips of the validation, the same at every validation and with the same noise."""
+    validation_split: Literal["train", "val", "test"] = "val"
+    """Which clips validate; `train` shows how well a run reconstructs what it saw."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "steps", "batch_size", "frames", "synthetic_clips", "synthetic_speakers", "log_every",
+            "sample_every", "validate_every", "checkpoint_every", "validation_clips",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
+        if self.workers < 0:
+            raise ValueError(f"--workers {self.workers}: expected 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit {self.limit}: expected a positive number of clips")
+        if self.frames < self.model.snippet_frames:
+            raise ValueError(
+                f"--frames {self.frames}: expected at least {self.model.snippet_frames}, the 0.2 s "
+                "that the synchronisation discriminator sees"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "TrainConfig":
+        """The inverse of :meth:`to_dict`."""
+        values = dict(values)
+        values["loss"] = LossConfig(**values["loss"])
+        values["model"] = ModelConfig(**values["model"])
+        values["betas"] = tuple(values["betas"])
+        for name in ("out", "resume"):
+            values[name] = Path(values[name]) if values[name] else None
+        return TrainConfig(**values)
+
+
+PRESETS = {
+    "paper": TrainConfig(),
+    "demo": TrainConfig(
+        preset="demo",
+        steps=300,
+        batch_size=8,
+        frames=15,
+        synthetic_clips=160,
+        synthetic_speakers=40,
+        mirror=False,
+        lr_generator=1e-3,
+        lr_frame=2e-4,
+        lr_seq=1e-4,
+        lr_sync=1e-4,
+        workers=1,
+        log_every=5,
+        sample_every=100,
+        validate_every=100,
+        checkpoint_every=50,
+        validation_clips=8,
+        loss=LossConfig(omega=1.0),
+        model=ModelConfig(
+            height=64,
+            width=48,
+            depth=4,
+            base_channels=16,
+            identity_dim=32,
+            audio_dim=64,
+            audio_layers=1,
+            fused_dim=64,
+            rank=32,
+            frame_disc_channels=16,
+            sequence_disc_channels=8,
+            sequence_dim=32,
+            sync_disc_channels=16,
+            sync_dim=32,
+        ),
+    ),
+}
+
+
+def default_preset() -> str:
+    """`paper` on a machine with a CUDA device, `demo` on any other."""
+    return "paper" if torch.cuda.is_available() else "demo"
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """The value of ``--name value`` or ``--name=value`` in ``args``."""
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def parse(args: list[str] | None = None) -> TrainConfig:
+    """Read the command line. The preset, or the run resumed, gives the defaults of the rest.
+
+    Raises :class:`UserError` for values that make no sense, and exits (code 2) on usage errors.
+    """
+    args = sys.argv[1:] if args is None else args
+    resume = _option(args, "--resume")
+    preset = _option(args, "--preset")
+    if resume is not None:
+        default = load_config(Path(resume))
+        if preset not in (None, default.preset):
+            raise UserError(
+                f"--preset {preset} with --resume {resume}: the run is a {default.preset} run; "
+                "leave --preset out"
+            )
+    else:
+        default = PRESETS.get(preset or default_preset(), PRESETS[default_preset()])
+    try:
+        config = tyro.cli(
+            TrainConfig,
+            args=args,
+            default=default,
+            prog="python -m train",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if resume is not None:
+        check_same_run(config, default, Path(resume))
+        config = dataclasses.replace(config, out=Path(resume))
+    return config
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The resolved configuration of a run directory."""
+    path = run / CONFIG_FILE
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{run}: no {CONFIG_FILE} there, so it is no run directory") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a run configuration of this version ({error})") from None
+
+
+def check_same_run(config: TrainConfig, saved: TrainConfig, run: Path) -> None:
+    """Raise :class:`UserError` if ``config`` changes what the run in ``run`` is."""
+    new, old = config.to_dict(), saved.to_dict()
+    for group in ("loss", "model"):
+        for values in (new, old):
+            values.update({f"{group}.{k}": v for k, v in values.pop(group).items()})
+    changed = [
+        f"--{name.replace('_', '-')} {new[name]} (the run has {old[name]})"
+        for name in new
+        if name not in RESUMABLE and new[name] != old[name]
+    ]
+    if changed:
+        raise UserError(
+            f"{run} holds a run of another configuration: {', '.join(changed)}; "
+            "leave these flags out, or start a new run with another --out"
+        )

@@ -1,0 +1,78 @@
+"""From a prepared set to the batches of a training run, reproducible from the step number alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from model import ModelConfig
+from train.data.prepared import DataError, PreparedSet
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices for steps [start, stop): epoch after epoch of shuffled clips.
+
+    The indices count on over the epochs (epoch · clips + clip), so that every pass over a clip
+    draws another crop; a step's batch depends on (seed, step) only, so a resumed run sees the
+    batches that it would have seen.
+    """
+
+    def __init__(self, clips: int, batch_size: int, seed: int, start: int, stop: int):
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, []
+        for step in range(self.start, self.stop):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.clips != epoch:
+                    epoch = position // self.clips
+                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    order = torch.randperm(self.clips, generator=generator).tolist()
+                batch.append(epoch * self.clips + order[position % self.clips])
+            yield batch
+
+
+def open_set(root: Path, split: str, model: ModelConfig, **options) -> PreparedSet:
+    """Open a split and check that its rates and shape suit the model; ``DataError`` if not."""
+    data = PreparedSet(root, split, size=(model.height, model.width), **options)
+    for flag, value, expected in (
+        ("fps", data.fps, model.fps),
+        ("sample-rate", data.sample_rate, model.sample_rate),
+    ):
+        if value != expected:
+            raise DataError(
+                f"{root} has {flag} {value:g} and the model {expected:g}; pass "
+                f"--model.{flag} {value:g}, or prepare the set again at the model's rate"
+            )
+    height, width = data.stored_size
+    if abs(height * model.width - width * model.height) > 0.02 * height * model.width:
+        raise DataError(
+            f"{root} holds frames of {height} x {width} and the model makes {model.height} x "
+            f"{model.width}: another aspect ratio; change --model.height and --model.width"
+        )
+    return data
+
+
+def make_loader(data: PreparedSet, sampler: StepSampler, workers: int, pin: bool) -> DataLoader:
+    """A loader of dict(frames uint8 (B, T, 3, H, W), audio (B, T·s), index)."""
+    return DataLoader(
+        data,
+        batch_sampler=sampler,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

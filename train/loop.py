@@ -1,0 +1,247 @@
+"""The training run, from configuration to checkpoint, pictures and video."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from train.checkpoint import (
+    CHECKPOINT_FILE,
+    load_encoders,
+    load_modules,
+    load_optimizers,
+    read_checkpoint,
+    save_checkpoint,
+)
+from train.config import TrainConfig, UserError
+from train.data.batches import StepSampler, make_loader, open_set
+from train.data.prepared import PreparedSet
+from train.gan import Batch, Trainer
+from train.losses import l1_loss, psnr
+from train.prepare import prepare_synthetic
+from train.rundir import MetricsLog, claim_directory, write_record
+from train.samples import write_comparison, write_grid
+
+SAMPLED_CLIPS = 4
+
+
+def train(config: TrainConfig) -> Path:
+    """Run or resume a training; return the run directory.
+
+    Raises :class:`UserError` (or ``DataError``) for bad settings or data before anything is
+    written, and for a loss that is not finite (the last good checkpoint stays).
+    """
+    device = pick_device(config.device)
+    root = find_data(config)
+    clips = open_set(
+        root, "train", config.model, frames=config.frames, seed=config.seed, random_crop=True,
+        mirror=config.mirror, limit=config.limit,
+    )  # fmt: skip
+    validation = open_validation(config, root)
+    trainer = Trainer(config, device)
+    if config.encoders != "joint":
+        load_encoders(trainer.model, Path(config.encoders))
+        trainer.model.freeze_encoders()
+    trainer.make_optimizers()
+    start = resume(trainer, config.resume) if config.resume else 0
+    if start >= config.steps:
+        raise UserError(
+            f"{config.resume}: already at step {start} of {config.steps}; "
+            f"go further with --steps {2 * start}"
+        )
+
+    run = config.resume or claim_directory(config)
+    write_record(run, config, device)
+    announce(config, trainer, clips, validation, run, device)
+    log = MetricsLog(run, start)
+    sampler = StepSampler(len(clips), config.batch_size, config.seed, start, config.steps)
+    loader = make_loader(clips, sampler, config.workers, pin=device.type == "cuda")
+
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    saved, waited, began = start, 0.0, time.perf_counter()
+    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
+    batches = iter(loader)
+    try:
+        for step in range(start + 1, config.steps + 1):
+            fetched = time.perf_counter()
+            batch = to_device(next(batches), device)
+            waited += time.perf_counter() - fetched
+            terms = trainer.step(batch, torch.Generator().manual_seed(config.seed + 7919 * step))
+            finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
+            bar.update()
+
+            last = step == config.steps
+            if step == start + 1 or step % config.log_every == 0 or last:
+                check_finite(finite, terms, step, saved, run)
+                metrics = {name: value.item() for name, value in terms.items()}
+                seconds = time.perf_counter() - began
+                metrics["speed/clips_per_s"] = (step - start) * config.batch_size / seconds
+                metrics["speed/data_wait_share"] = waited / seconds
+                log.write(step, metrics)
+                bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
+            if step % config.validate_every == 0 or last:
+                log.write(step, validate(trainer, validation))
+            if step % config.sample_every == 0 or last:
+                write_samples(trainer, validation, run / "samples", f"step_{step:06d}")
+            if step % config.checkpoint_every == 0 or last:
+                check_finite(finite, terms, step, saved, run)
+                save(trainer, run, step)
+                saved = step
+    except KeyboardInterrupt:
+        bar.close()
+        sys.exit(f"stopped at step {step}; go on with: python -m train --resume {run}")
+    finally:
+        bar.close()
+        log.close()
+    print(f"\ndone: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
+    print(f"  pictures    {run / 'samples'}/step_{config.steps:06d}.png")
+    print(f"  video       {run / 'samples'}/step_{config.steps:06d}.mp4")
+    return run
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, or the device named; :class:`UserError` if it is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); use --device cpu") from None
+    return device
+
+
+def find_data(config: TrainConfig) -> Path:
+    """The prepared set to read; the built-in one is rendered on first use and kept."""
+    if config.data != "synthetic":
+        return Path(config.data)
+    model = config.model
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyfusion"
+    name = f"synthetic-{config.synthetic_clips}x{config.synthetic_speakers}-{model.sample_rate}"
+    return prepare_synthetic(
+        cache / f"{name}-{model.fps:g}",
+        clips=config.synthetic_clips,
+        speakers=config.synthetic_speakers,
+        sample_rate=model.sample_rate,
+        fps=model.fps,
+    )
+
+
+def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
+    """The fixed validation clips: whole, from the start, without mirroring."""
+    options = {"limit": config.limit} if config.validation_split == "train" else {}
+    data = open_set(root, config.validation_split, config.model, **options)
+    data.clips = data.clips[: config.validation_clips]
+    return data
+
+
+def resume(trainer: Trainer, run: Path) -> int:
+    """Load the run's last checkpoint; return its step."""
+    tensors, info = read_checkpoint(run)
+    load_modules(trainer.modules, tensors, run)
+    load_optimizers(trainer.optimizers, tensors)
+    return int(info["step"])
+
+
+def save(trainer: Trainer, run: Path, step: int) -> None:
+    """Write the checkpoint of ``step``."""
+    info = {"step": step, "config": trainer.config.to_dict()}
+    save_checkpoint(run / CHECKPOINT_FILE, trainer.modules, trainer.optimizers, info)
+
+
+def check_finite(
+    finite: Tensor, terms: dict[str, Tensor], step: int, saved: int, run: Path
+) -> None:
+    """Raise :class:`UserError` if any loss since the last check was NaN or infinite."""
+    if finite.item():
+        return
+    bad = [name for name, value in terms.items() if not value.isfinite()] or ["a loss"]
+    kept = f"the checkpoint of step {saved} stays in {run}" if saved else "no checkpoint yet"
+    raise UserError(
+        f"{', '.join(bad)} is not finite at step {step}; {kept}; "
+        "try smaller learning rates (--lr-generator, --lr-frame)"
+    )
+
+
+def to_device(item: dict[str, Tensor], device: torch.device) -> Batch:
+    """Move a loader's batch and scale its frames to [−1, 1]."""
+    frames = item["frames"].to(device, non_blocking=True)
+    audio = item["audio"].to(device, non_blocking=True)
+    return Batch(frames.float().div_(127.5).sub_(1), audio)
+
+
+@torch.no_grad()
+def generate(trainer: Trainer, data: PreparedSet, count: int) -> list[tuple[Batch, Tensor]]:
+    """The first ``count`` clips, one by one, with what the model makes of them (fixed noise)."""
+    trainer.model.eval()
+    pairs = []
+    for index in range(min(count, len(data))):
+        batch = to_device(default_collate([data[index]]), trainer.device)
+        with trainer.autocast:
+            noise = torch.Generator().manual_seed(index)
+            generated = trainer.model(batch.still, batch.audio, noise).float()
+        pairs.append((batch, generated))
+    trainer.model.train()
+    return pairs
+
+
+def validate(trainer: Trainer, data: PreparedSet) -> dict[str, float]:
+    """Mean L1 and PSNR (whole frame and bottom half) over the validation clips."""
+    rows = []
+    for batch, generated in generate(trainer, data, len(data)):
+        half = generated.shape[-2] // 2
+        rows.append(
+            torch.stack(
+                [
+                    l1_loss(generated, batch.frames),
+                    psnr(generated, batch.frames).mean(),
+                    psnr(generated[..., half:, :], batch.frames[..., half:, :]).mean(),
+                ]
+            )
+        )
+    l1, whole, bottom = torch.stack(rows).mean(0).tolist()
+    return {"val/l1": l1, "val/psnr": whole, "val/psnr_bottom": bottom}
+
+
+def write_samples(trainer: Trainer, data: PreparedSet, folder: Path, name: str) -> None:
+    """Write the picture grid and the video of a few validation clips."""
+    folder.mkdir(exist_ok=True)
+    pairs = generate(trainer, data, SAMPLED_CLIPS)
+    length = min(generated.shape[1] for _, generated in pairs)
+    real = torch.cat([batch.frames[:, :length] for batch, _ in pairs])
+    made = torch.cat([generated[:, :length] for _, generated in pairs])
+    audio = torch.cat([batch.audio[:, : length * data.window_stride] for batch, _ in pairs])
+    write_grid(folder / f"{name}.png", real, made)
+    write_comparison(folder / f"{name}.mp4", real, made, audio, data.fps, data.sample_rate)
+
+
+def announce(
+    config: TrainConfig,
+    trainer: Trainer,
+    clips: PreparedSet,
+    validation: PreparedSet,
+    run: Path,
+    device: torch.device,
+) -> None:
+    """The first lines of output: what was chosen."""
+    size = config.model
+    count = sum(p.numel() for p in trainer.model.parameters())
+    left_out = f", {clips.skipped} too short left out" if clips.skipped else ""
+    precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
+    print(
+        f"polyfusion  {config.preset} preset, fusion {config.fusion}, kernels {config.kernels}, "
+        f"{device} {precision}\n"
+        f"  model     {count / 1e6:.2f} M parameters, frames {size.height}×{size.width}, "
+        f"encoders {config.encoders}\n"
+        f"  data      {clips.root}: {len(clips)} clips of {len(clips.speakers)} speakers{left_out},"
+        f" {len(validation)} to validate ({config.validation_split})\n"
+        f"  training  {config.steps} steps of {config.batch_size} clips × {config.frames} frames\n"
+        f"  run       {run}",
+        flush=True,
+    )

@@ -1,0 +1,32 @@
+"""The objective, eqs (9)-(12) of the paper, on logits."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """−E log D, for a discriminator's real samples. logits (B,)."""
+    return F.softplus(-logits).mean()
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """−E log(1 − D), for a discriminator's fake samples. logits (B,)."""
+    return F.softplus(logits).mean()
+
+
+def generator_loss(logits: Tensor, saturating: bool = False) -> Tensor:
+    """What G minimises on its own samples: −E log D, or the literal E log(1 − D)."""
+    return -fake_loss(logits) if saturating else real_loss(logits)
+
+
+def l1_loss(generated: Tensor, real: Tensor) -> Tensor:
+    """Mean absolute error over the bottom half of the frames, eq (12). (…, H, W) in [−1, 1]."""
+    half = real.shape[-2] // 2
+    return (generated[..., half:, :] - real[..., half:, :]).abs().mean()
+
+
+def psnr(generated: Tensor, real: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per video, dB, of frames (B, T, C, H, W) in [−1, 1]."""
+    error = ((generated - real) / 2).square().mean(dim=(1, 2, 3, 4))
+    return -10 * torch.log10(error.clamp_min(1e-10))
