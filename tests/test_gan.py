@@ -1,0 +1,131 @@
+"""The objective and the update rule."""
+
+import math
+
+import pytest
+import torch
+
+from tests.test_model import SMALL
+from train.config import LossConfig, TrainConfig
+from train.gan import Batch, Trainer, choose, generator_terms, take_audio, take_frames, weigh
+from train.losses import fake_loss, generator_loss, l1_loss, psnr, real_loss
+
+CONFIG = TrainConfig(frames=8, batch_size=3, model=SMALL, lr_generator=1e-3, kernels="eager")
+
+
+def batch(config: TrainConfig = CONFIG) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    m = config.model
+    shape = (config.batch_size, config.frames, 3, m.height, m.width)
+    frames = torch.rand(shape, generator=generator) * 2 - 1
+    samples = config.frames * m.samples_per_frame
+    return Batch(frames, torch.rand(config.batch_size, samples, generator=generator) * 2 - 1)
+
+
+def trainer(config: TrainConfig = CONFIG) -> Trainer:
+    t = Trainer(config, torch.device("cpu"))
+    t.make_optimizers()
+    return t
+
+
+def test_losses_are_binary_cross_entropies():
+    logits = torch.tensor([0.3, -2.0, 4.0])
+    p = torch.sigmoid(logits)
+    assert real_loss(logits) == pytest.approx(-p.log().mean().item(), rel=1e-5)
+    assert fake_loss(logits) == pytest.approx(-(1 - p).log().mean().item(), rel=1e-5)
+    assert generator_loss(logits) == real_loss(logits)
+    literal = (1 - p).log().mean().item()
+    assert generator_loss(logits, saturating=True) == pytest.approx(literal, rel=1e-5)
+
+
+def test_l1_sees_the_bottom_half_only():
+    real, fake = torch.zeros(1, 2, 3, 8, 6), torch.zeros(1, 2, 3, 8, 6)
+    fake[..., :4, :] = 1.0
+    assert l1_loss(fake, real) == 0
+    fake[..., 4:, :] = 0.5
+    assert l1_loss(fake, real) == 0.5
+
+
+def test_psnr_of_a_known_error():
+    real = torch.zeros(2, 3, 3, 4, 4)
+    value = psnr(real + 0.2, real)  # 0.1 of the range
+    torch.testing.assert_close(value, torch.full((2,), 20.0))
+
+
+def test_objective_has_the_papers_weights():
+    terms = {k: torch.tensor(1.0) for k in ("g_frame", "g_seq", "g_sync", "l1", "omega")}
+    assert weigh(terms, LossConfig()) == pytest.approx(1 + 0.2 + 0.8 + 600 + 100)
+
+
+def test_half_weight_of_the_generated_snippet():
+    zero = torch.zeros(4)
+    logits = {"frame_fake": zero, "sequence_fake": zero, "sync_fake": zero}
+    terms = generator_terms(logits, LossConfig())
+    assert terms["g_sync"] == pytest.approx(0.5 * math.log(2))
+
+
+def test_shifted_audio_does_not_overlap_its_snippet():
+    for seed in range(20):
+        c = choose(6, 20, 5, torch.Generator().manual_seed(seed))
+        assert ((c.shifted - c.snippet).abs() >= 5).all()
+        assert (c.snippet <= 15).all()
+        assert (c.shifted <= 15).all()
+        assert (c.frame < 20).all()
+
+
+def test_shifted_audio_of_short_clips_is_as_far_as_it_goes():
+    c = choose(50, 7, 5, torch.Generator().manual_seed(0))
+    assert ((c.shifted - c.snippet).abs() >= 1).all()
+    assert choose(2, 5, 5, torch.Generator()).shifted.tolist() == [0, 0]
+
+
+def test_snippets_take_matching_video_and_audio():
+    video = torch.arange(2 * 6).view(2, 6, 1)
+    audio = torch.arange(2 * 60).view(2, 60)
+    start = torch.tensor([1, 3])
+    assert take_frames(video, start, 2).squeeze(-1).tolist() == [[1, 2], [9, 10]]
+    assert take_audio(audio, start, 10, 20)[:, 0].tolist() == [10, 90]
+
+
+def test_a_step_moves_every_network_and_reports_every_term():
+    t = trainer()
+    before = {k: v.clone() for m in t.modules.values() for k, v in m.named_parameters()}
+    terms = t.step(batch(), torch.Generator().manual_seed(0))
+    assert {
+        "loss/d_frame", "loss/d_seq", "loss/d_sync", "loss/g_frame", "loss/g_seq", "loss/g_sync",
+        "loss/l1", "loss/omega", "loss/generator",
+    } == terms.keys()  # fmt: skip
+    for module in t.modules.values():
+        for name, p in module.named_parameters():
+            assert not torch.equal(p, before[name]), name
+
+
+def test_the_generators_update_leaves_the_discriminators_alone():
+    """A discriminator's update must be what it is without a generator's update after it."""
+    a, b = trainer(), trainer()
+    b.optimizers["generator"] = torch.optim.SGD(b.model.parameters(), 0.0)
+    for t in (a, b):
+        t.step(batch(), torch.Generator().manual_seed(0))
+    for (name, p), q in zip(
+        a.discriminators.named_parameters(), b.discriminators.parameters(), strict=True
+    ):
+        assert torch.equal(p, q), name
+        assert p.requires_grad
+
+
+def test_training_learns_to_reconstruct():
+    t = trainer()
+    data = batch()
+    data.frames[:] = data.frames[:, :1]  # a still video is easy
+    first = t.step(data, torch.Generator().manual_seed(0))["loss/l1"].item()
+    for i in range(40):
+        last = t.step(data, torch.Generator().manual_seed(i))["loss/l1"].item()
+    assert last < 0.8 * first
+
+
+def test_bf16_autocast_trains():
+    import dataclasses
+
+    t = trainer(dataclasses.replace(CONFIG, precision="bf16"))
+    terms = t.step(batch(), torch.Generator().manual_seed(0))
+    assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
