@@ -9,13 +9,27 @@ from polyfusion.nn.block import (
     merge_skip_weight,
     split_skip_weight,
 )
+from polyfusion.nn.fusion import (
+    CMFFusion,
+    ConcatFusion,
+    CPFusion,
+    DenseFusion,
+    TuckerFusion,
+    make_fusion,
+)
 
 __all__ = [
+    "CMFFusion",
+    "CPFusion",
+    "ConcatFusion",
+    "DenseFusion",
     "FinalBlock",
     "FirstBlock",
     "NormActivation",
     "SkipConvBlock",
+    "TuckerFusion",
     "UpConvBlock",
+    "make_fusion",
     "merge_skip_weight",
     "split_skip_weight",
 ]

@@ -43,8 +43,8 @@ def triton_problem() -> str | None:
         return None
     if late:
         return (
-            "there is no CUDA device and Triton was imported before its interpreter could be chosen; "
-            "import polyfusion first, or set TRITON_INTERPRET=1 in the environment"
+            "there is no CUDA device and Triton was imported before its interpreter could be "
+            "chosen; import polyfusion first, or set TRITON_INTERPRET=1 in the environment"
         )
     return "there is no CUDA device; set TRITON_INTERPRET=1 to run the kernels in the interpreter"
 
@@ -75,7 +75,9 @@ def cuda_problem() -> str | None:
     return "the CUDA extension is not built; use kernels='triton' or 'eager'"
 
 
-def resolve(kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str | None = None) -> str:
+def resolve(
+    kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str | None = None
+) -> str:
     """Turn a ``kernels`` choice into ``"eager"``, ``"triton"`` or ``"cuda"`` for these tensors.
 
     ``unsupported`` says why no fused kernel serves this call, if so: ``auto`` then means eager, and
@@ -90,7 +92,9 @@ def resolve(kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str |
         good = on_cuda and unsupported is None and tensors[0].dtype != torch.float64
         return "triton" if good and triton_problem() is None else "eager"
     if unsupported is not None:
-        raise KernelsUnavailable(f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'")
+        raise KernelsUnavailable(
+            f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'"
+        )
     if kernels == "cuda":
         problem = cuda_problem()
     else:

@@ -1,0 +1,230 @@
+"""Fusion layers: the operators of :mod:`polyfusion.ops` with their parameters.
+
+Every layer takes the views (as one sequence or one by one) and the noise:
+
+    fuse = CPFusion((256, 128), 384, rank=128)
+    z = fuse(speech, identity, noise=noise)     # (B, T, 256), (B, 128), (B, T, 10) -> (B, T, 394)
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polyfusion import ops
+from polyfusion.ops._dispatch import check_choice
+
+PENALTIES = ("norm", "sumsq", "meansq")
+
+
+class _Fusion(nn.Module):
+    """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out."""
+
+    def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "auto") -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        if len(self.dims) < 2:
+            raise ValueError(f"dims={self.dims}: expected the sizes of at least 2 views")
+        _check_positive("dims", *self.dims)
+        _check_positive("out_features", out_features)
+        check_choice(kernels)
+        self.out_features = out_features
+        self.kernels = kernels
+
+    def forward(self, *views: Tensor | Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
+        """Fuse the views, each (B, T, d_v), or (B, d_v) if constant over the clip.
+
+        Returns (B, T, m), or (B, m) if no view has frames; m + n with noise (B, T, n).
+        """
+        if len(views) == 1 and not isinstance(views[0], Tensor):
+            views = tuple(views[0])
+        return self._fuse(views, noise)
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Xavier-normal, a vector as a matrix of one column, a tensor as its first unfolding."""
+        for parameter in self.parameters():
+            rows = parameter.shape[0]
+            columns = parameter.numel() // rows
+            nn.init.normal_(parameter, std=math.sqrt(2 / (rows + columns)))
+
+    def frobenius_penalty(self, kind: str = "norm") -> Tensor:
+        """Ω of eq. (9) over every parameter of the layer, a shared one once; a scalar.
+
+        ``"norm"`` is Σ‖P‖_F as in the paper, ``"sumsq"`` Σ‖P‖²_F, ``"meansq"`` the mean square over
+        all entries. The gradient of the norm is 0 at a parameter that is 0.
+        """
+        if kind not in PENALTIES:
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(map(repr, PENALTIES))}")
+        parameters = list(self.parameters())
+        if not parameters:
+            return torch.zeros(())
+        if kind == "norm":
+            return torch.stack([torch.linalg.vector_norm(p) for p in parameters]).sum()
+        total = torch.stack([p.square().sum() for p in parameters]).sum()
+        return total if kind == "sumsq" else total / sum(p.numel() for p in parameters)
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, out_features={self.out_features}"
+
+
+class CPFusion(_Fusion):
+    """PF-CP, eq. (7): k (m + Σ (d_v + 1)) parameters.
+
+    Parameters are ``factors`` A_v (d_v+1, k) and ``out`` A₁ (m, k).
+    """
+
+    def __init__(
+        self, dims: Sequence[int], out_features: int, rank: int = 128, kernels: str = "auto"
+    ) -> None:
+        super().__init__(dims, out_features, kernels)
+        _check_positive("rank", rank)
+        self.rank = rank
+        self.factors = nn.ParameterList(torch.empty(d + 1, rank) for d in self.dims)
+        self.out = nn.Parameter(torch.empty(out_features, rank))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return ops.cp_fusion(views, list(self.factors), self.out, noise=noise, kernels=self.kernels)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}, kernels={self.kernels!r}"
+
+
+class TuckerFusion(_Fusion):
+    """PF-Tucker, eq. (8), with ranks (k_1, ..., k_{V+1}); by default half of each size.
+
+    Parameters are ``core`` 𝒢 (k_1, ..., k_{V+1}), ``factors`` U_{v+1} (d_v+1, k_{v+1}) and ``out``
+    U₁ (m, k_1).
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        out_features: int,
+        ranks: Sequence[int] | None = None,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(dims, out_features, kernels)
+        if ranks is None:
+            ranks = [max(1, size // 2) for size in (out_features, *self.dims)]
+        self.ranks = tuple(ranks)
+        if len(self.ranks) != len(self.dims) + 1:
+            raise ValueError(
+                f"ranks={self.ranks}: expected {len(self.dims) + 1} numbers, "
+                "one for the output and one for each view"
+            )
+        _check_positive("ranks", *self.ranks)
+        self.core = nn.Parameter(torch.empty(self.ranks))
+        self.factors = nn.ParameterList(
+            torch.empty(d + 1, k) for d, k in zip(self.dims, self.ranks[1:], strict=True)
+        )
+        self.out = nn.Parameter(torch.empty(out_features, self.ranks[0]))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return ops.tucker_fusion(
+            views, self.core, list(self.factors), self.out, noise=noise, kernels=self.kernels
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ranks={self.ranks}, kernels={self.kernels!r}"
+
+
+class CMFFusion(_Fusion):
+    """PF-CMF, eq. (5), or PF-CMF-SR, eq. (6b), with a shared row space.
+
+    Parameters are ``first`` V_v (d_v, k), ``second`` B_v (d_v, k) unless shared, ``out`` U (m, k)
+    and ``bias`` b (m,).
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        out_features: int,
+        rank: int = 128,
+        shared_row_space: bool = False,
+        kernels: str = "auto",
+    ) -> None:
+        super().__init__(dims, out_features, kernels)
+        _check_positive("rank", rank)
+        self.rank = rank
+        self.shared_row_space = shared_row_space
+        self.first = nn.ParameterList(torch.empty(d, rank) for d in self.dims)
+        self.second = (
+            None if shared_row_space else nn.ParameterList(torch.empty(d, rank) for d in self.dims)
+        )
+        self.out = nn.Parameter(torch.empty(out_features, rank))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        second = None if self.second is None else list(self.second)
+        return ops.cmf_fusion(
+            views, list(self.first), second, self.out, self.bias, noise=noise, kernels=self.kernels
+        )
+
+    def extra_repr(self) -> str:
+        shared = ", shared_row_space=True" if self.shared_row_space else ""
+        return f"{super().extra_repr()}, rank={self.rank}{shared}, kernels={self.kernels!r}"
+
+
+class DenseFusion(_Fusion):
+    """The unfactored tensor, eq. (1): ``weight`` 𝒲 (m, d_1+1, ..., d_V+1). Eager only."""
+
+    def __init__(self, dims: Sequence[int], out_features: int) -> None:
+        super().__init__(dims, out_features)
+        self.weight = nn.Parameter(torch.empty(out_features, *(d + 1 for d in self.dims)))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return ops.dense_fusion(views, self.weight, noise=noise)
+
+
+class ConcatFusion(_Fusion):
+    """The baseline: the views one behind the other, no parameters, Σ d_v outputs."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__(dims, sum(dims))
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return ops.concat_fusion(views, noise=noise)
+
+
+FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
+
+
+def make_fusion(
+    name: str,
+    dims: Sequence[int],
+    out_features: int,
+    *,
+    rank: int = 128,
+    ranks: Sequence[int] | None = None,
+    kernels: str = "auto",
+) -> _Fusion:
+    """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
+
+    ``rank`` is for CP and CMF, ``ranks`` for Tucker. Concatenation has Σ d_v outputs, whatever
+    ``out_features`` says; read the result's ``out_features``.
+    """
+    match name:
+        case "cp":
+            return CPFusion(dims, out_features, rank, kernels)
+        case "tucker":
+            return TuckerFusion(dims, out_features, ranks, kernels)
+        case "cmf" | "cmf-sr":
+            return CMFFusion(dims, out_features, rank, name == "cmf-sr", kernels)
+        case "dense":
+            return DenseFusion(dims, out_features)
+        case "concat":
+            return ConcatFusion(dims)
+    raise ValueError(f"fusion {name!r}: expected one of {', '.join(map(repr, FUSIONS))}")
+
+
+def _check_positive(name: str, *sizes: int) -> None:
+    if min(sizes) < 1:
+        raise ValueError(f"{name}: expected sizes of at least 1, got {sizes}")
