@@ -52,10 +52,11 @@ class Clip:
     truth: dict[str, np.ndarray] = field(default_factory=dict)  # synthetic clips only
 
 
-def write_clip(path: str | os.PathLike[str], clip: Clip) -> None:
+def write_clip(path: str | os.PathLike[str], clip: Clip, note: str = "") -> None:
     """Writes `clip` as one safetensors file; either the whole file appears at `path` or nothing.
 
-    Audio is rounded to 16 bits and clipped to [-1, 1).
+    Audio is rounded to 16 bits and clipped to [-1, 1). `note` is a remark on how the clip was
+    made, which `read_header` gives back.
     """
     frames, audio = np.asarray(clip.frames), np.asarray(clip.audio)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
@@ -73,6 +74,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip) -> None:
         "sample_rate": int(clip.sample_rate),
         "speaker": clip.speaker,
         "name": clip.name,
+        "note": note,
     }
     tensors = {"frames": np.ascontiguousarray(frames), "audio": pcm}
     for key, value in clip.truth.items():
@@ -91,12 +93,12 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
                 for key in sorted(file.keys())
                 if key.startswith(_TRUTH)
             },
-            **header,
+            **{key: value for key, value in header.items() if key != "note"},
         )
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads fps, sample_rate, speaker, name, frames (T), samples (N) and size [H, W] of a clip."""
+    """Reads fps, sample_rate, speaker, name, note, frames (T), samples (N), size [H, W]."""
     with _open_clip(path) as (file, header):
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
@@ -133,10 +135,10 @@ def _to_float(pcm: np.ndarray) -> np.ndarray:
     return pcm.astype(np.float32) / np.float32(_AUDIO_SCALE)
 
 
-def read_manifest(root: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads and checks ROOT/manifest.json; `DataError` names what is wrong and what to run."""
+def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dict[str, Any]:
+    """Reads and checks ROOT/manifest.json; `DataError` names what is wrong and what to do."""
     root = Path(root)
-    hint = PREPARE_HINT.format(root=root)
+    hint = hint.format(root=root)
     path = root / MANIFEST
     if not root.is_dir():
         what = "is not a directory" if root.exists() else "does not exist"
@@ -206,6 +208,13 @@ class PreparedSet(torch.utils.data.Dataset):
                 f"{root} holds frames of {_by(self.stored_size)} and cannot give {_by(self.size)}; "
                 f"ask for a smaller size or prepare again with --size {_by(self.size, ' ')}"
             )
+        if not manifest.get("complete", True):
+            raise DataError(
+                f"the preparation of {root} was stopped early; run the same command again, "
+                "finished clips are kept"
+            )
+        if seed < 0:
+            raise DataError(f"seed must not be negative, got {seed}")
         if frames is not None and frames < 1:
             raise DataError(f"frames must be at least 1, got {frames}")
         if limit is not None and limit < 1:

@@ -1,0 +1,99 @@
+"""Runs jobs in worker processes; neither a job that fails nor one that kills its worker ends it."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make: its name in reports, and what writes it and returns its path."""
+
+    label: str
+    make: Callable[[], Path]
+
+
+Outcome = tuple[Job, Path | None, str]
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None]:
+    """Does the jobs in `workers` processes; yields (job, its file or None, why not).
+
+    A worker that dies takes the pool with it. The jobs it may have died of are then tried one by
+    one in processes of their own, so that only the guilty one is lost.
+    """
+    if workers == 1:
+        yield from map(_attempt, jobs)
+        return
+    queue = iter(jobs)
+    pool = _pool(workers)
+    waiting: dict[Future[Outcome], Job] = {}
+    try:
+        while True:
+            lost: list[Job] = []
+            for job in itertools.islice(queue, 2 * workers - len(waiting)):
+                try:
+                    waiting[pool.submit(_attempt, job)] = job
+                except BrokenProcessPool:
+                    lost.append(job)
+            if not waiting and not lost:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    lost.append(job)
+                else:
+                    yield future.result()
+            if lost:
+                wait(waiting)
+                pool.shutdown()
+                lost += waiting.values()
+                waiting.clear()
+                yield from map(_attempt_alone, lost)
+                pool = _pool(workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _attempt(job: Job) -> Outcome:
+    try:
+        return job, job.make(), ""
+    except OSError:
+        raise  # the disk is full or gone: no other clip will fare better
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return job, None, kind + str(error)
+
+
+def _attempt_alone(job: Job) -> Outcome:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_attempt, job).result()
+        except BrokenProcessPool:
+            return job, None, "the worker process died (crash, or out of memory)"
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    cv2.setNumThreads(1)

@@ -1,0 +1,410 @@
+"""Prepares training data: aligned faces with their sound, in the layout of `train.data.prepared`.
+
+    python -m train.prepare grid ~/corpora/GRID data/grid
+    python -m train.prepare synthetic data/synthetic --clips 200
+
+A run can be stopped at any time and started again: finished clips are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from .data import grid
+from .data.parallel import Job, run_jobs, usable_cores
+from .data.prepared import (
+    MANIFEST,
+    MANIFEST_VERSION,
+    DataError,
+    read_clip,
+    read_header,
+    read_manifest,
+    write_atomically,
+    write_clip,
+)
+
+CONTACT_CLIPS = 64
+SKIPPED_SHOWN = 20
+
+Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
+Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
+
+
+def prepare_grid(
+    raw: Raw,
+    out: Out,
+    *,
+    sample_rate: int = 16000,
+    size: tuple[int, int] = (128, 96),
+    seed: int = 0,
+    splits: File = None,
+    min_frames: int = grid.FRAMES,
+    workers: Workers = None,
+) -> Path:
+    """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
+
+    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
+
+    Faces are aligned by their eyes, the sound is resampled, and speakers are divided into train,
+    val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of 3 s takes 2.8 MB of
+    disk and about 0.25 s of one core. Clips that cannot be used are skipped and listed.
+    Run again, it does only what is missing.
+
+    Args:
+        raw: Folder that holds s1/, s2/, ... with *.mpg, at any depth.
+        out: Folder to write.
+        sample_rate: Hz, a multiple of 1000. The published GRID model has 40000.
+        size: Height and width of the aligned frames, even.
+        seed: Seed of the division into splits.
+        splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
+        min_frames: Shorter clips are skipped; every intact clip of GRID has 75.
+        workers: Processes; one per core if not given.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: an argument is wrong, `out` holds a set made with other settings, or no clip
+            can be used.
+    """
+    _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
+    out = Path(out)
+    chosen = None if splits is None else grid.read_splits(splits)
+    settings = {
+        "source": "grid",
+        "fps": grid.FPS,
+        "sample_rate": sample_rate,
+        "size": list(size),
+        "seed": seed,
+        "min_frames": min_frames,
+        "splits": chosen,
+    }
+    sources = grid.find_clips(raw)
+    if chosen is not None:
+        left_out = sorted({source.speaker for source in sources} - chosen.keys())
+        sources = [source for source in sources if source.speaker in chosen]
+        if not sources:
+            raise DataError(f"no speaker of {splits} is in {raw}, which has {', '.join(left_out)}")
+        if left_out:
+            print(f"left out, because {splits} does not name them: {', '.join(left_out)}")
+
+    jobs: dict[tuple[str, str], Job] = {}
+    skipped = []
+    for source in sources:
+        key = (source.speaker, source.name)
+        if key in jobs:
+            reason = f"the same clip as {jobs[key].label}"
+            skipped.append({"file": str(source.path), "reason": reason})
+            continue
+        target = out / "clips" / source.speaker / f"{source.name}.safetensors"
+        make = functools.partial(
+            grid.prepare_clip,
+            source,
+            target,
+            sample_rate=sample_rate,
+            size=size,
+            min_frames=min_frames,
+        )
+        jobs[key] = Job(str(source.path), make)
+    if chosen is not None:
+        assigned = {key: chosen[key[0]] for key in jobs}
+    else:
+        assigned = grid.draw_splits(jobs, seed)
+    return _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+
+
+def prepare_synthetic(
+    out: Out,
+    *,
+    clips: int = 200,
+    speakers: int = 40,
+    seed: int = 0,
+    seconds: float = 3.0,
+    fps: float = 25.0,
+    sample_rate: int = 16000,
+    size: tuple[int, int] = (128, 96),
+    workers: Workers = None,
+) -> Path:
+    """Render synthetic talking faces, whose lip movement and blinks are known exactly.
+
+    Example: python -m train.prepare synthetic data/synthetic --clips 200 --speakers 40
+
+    Speakers are divided into train, val and test 16 : 7 : 10.
+
+    Args:
+        out: Folder to write; if it holds the complete set already, nothing is done.
+        clips: Number of clips; one of 3 s takes 2.8 MB of disk.
+        speakers: Number of different faces and voices.
+        seed: Seed of everything random; the same seed gives the same clips.
+        seconds: Length of a clip.
+        fps: Frames per second.
+        sample_rate: Hz, a multiple of 1000.
+        size: Height and width of the frames, even.
+        workers: Processes; one per core if not given.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: an argument is wrong or `out` holds a set made with other settings.
+    """
+    positive = {"clips": clips, "speakers": speakers, "seconds": seconds, "fps": fps}
+    _check(sample_rate, size, seed, positive={**positive, "workers": workers})
+    if seconds * fps < 1:
+        raise DataError(f"{seconds:g} seconds at {fps:g} fps is less than one frame")
+    out = Path(out)
+    settings = {
+        "source": "synthetic",
+        "fps": float(fps),
+        "sample_rate": sample_rate,
+        "size": list(size),
+        "seed": seed,
+        "clips": clips,
+        "speakers": speakers,
+        "seconds": float(seconds),
+    }
+    done = _claim(out, settings)
+    if done and done["complete"] and all((out / clip["file"]).is_file() for clip in done["clips"]):
+        return out
+    options = {
+        **{key: value for key, value in settings.items() if key not in ("source", "clips")},
+        "size": size,
+    }
+    # Only the renderer knows whose clip it is; the name alone identifies a clip here.
+    jobs = {
+        ("", f"{index:05d}"): Job(
+            f"synthetic clip {index}", functools.partial(_render, out, index, options)
+        )
+        for index in range(clips)
+    }
+    return _prepare(out, settings, jobs, lambda keys: grid.draw_splits(keys, seed), [], workers)
+
+
+def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
+    from .data.synthetic import render_clip
+
+    clip = replace(render_clip(index, **options), name=f"{index:05d}")
+    target = out / "clips" / clip.speaker / f"{clip.name}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_clip(target, clip)
+    return target
+
+
+def _check(
+    sample_rate: int, size: tuple[int, int], seed: int, *, positive: dict[str, float | int | None]
+) -> None:
+    if sample_rate < 1000 or sample_rate % 1000:
+        raise DataError(
+            f"sample rate {sample_rate} Hz is not a multiple of 1000 Hz, which the audio "
+            "encoder's layers need; use 16000, or 40000 for the published GRID model"
+        )
+    if len(size) != 2 or any(side < 2 or side % 2 for side in size):
+        raise DataError(
+            f"size {' '.join(map(str, size))} must be height and width, positive and even; "
+            "the models use 128 96"
+        )
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}")
+    for name, value in positive.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise DataError(f"{name} must be greater than 0 and finite, got {value}")
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes `out` ready; gives its manifest if it is a set of the same settings, or None if new."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"OUT {out} is a file; give a new directory or one prepared earlier")
+    if (out / MANIFEST).exists():
+        manifest = read_manifest(out, "choose another OUT or delete it")
+        made = manifest.get("settings", {})
+        for key in sorted(settings.keys() | made.keys()):
+            if made.get(key) != settings.get(key):
+                raise DataError(
+                    f"{out} was prepared with {key} = {made.get(key)}, not {settings.get(key)}; "
+                    "choose another OUT, repeat the earlier settings, or delete it"
+                )
+        return manifest
+    if (out / "clips").exists():
+        raise DataError(f"{out} has clips but no {MANIFEST}; choose another OUT or delete it")
+    return None
+
+
+def _write_manifest(
+    out: Path,
+    settings: dict[str, Any],
+    clips: list[dict[str, Any]],
+    skipped: list[dict[str, str]],
+    complete: bool,
+) -> None:
+    manifest = {
+        "version": MANIFEST_VERSION,
+        **{key: settings[key] for key in ("source", "fps", "sample_rate", "size")},
+        "settings": settings,
+        "complete": complete,
+        "skipped": skipped,
+        "clips": clips,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    except OSError as error:
+        raise DataError(f"cannot write into {out}: {error.strerror}") from None
+
+
+def _prepare(
+    out: Path,
+    settings: dict[str, Any],
+    jobs: dict[tuple[str, str], Job],
+    split: Callable[[list[tuple[str, str]]], Splits],
+    skipped: list[dict[str, str]],
+    workers: int | None,
+) -> Path:
+    """Does the jobs whose clip is not there yet; writes manifest, contact sheet and summary."""
+    began = time.monotonic()
+    if _claim(out, settings) is None:
+        _write_manifest(out, settings, [], [], complete=False)
+
+    anonymous = all(speaker == "" for speaker, _ in jobs)
+    done = {}
+    for path, header in _finished(out, settings):
+        key = ("" if anonymous else header["speaker"], header["name"])
+        if key in jobs:
+            done[path] = header
+            del jobs[key]
+    kept, complete = len(done), False
+    workers = min(workers or usable_cores(), max(1, len(jobs)))
+    try:
+        with (
+            closing(run_jobs(jobs.values(), workers)) as outcomes,
+            tqdm(total=len(jobs) + kept, initial=kept, unit="clip", disable=not jobs) as bar,
+        ):
+            for job, made, reason in outcomes:
+                if made is None:
+                    skipped.append(
+                        {"file": job.label, "reason": reason.removeprefix(f"{job.label}: ")}
+                    )
+                    bar.set_postfix(skipped=len(skipped))
+                else:
+                    done[made] = read_header(made)
+                bar.update()
+        complete = True
+    except OSError as error:
+        raise DataError(f"cannot write into {out}: {error.strerror or error}") from None
+    finally:
+        clips = _entries(out, done, split)
+        skipped.sort(key=lambda skip: skip["file"])
+        _write_manifest(out, settings, clips, skipped, complete)
+    _summarise(clips, skipped)
+    if not clips:
+        raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
+    _contact_sheet(out, clips)
+    size = sum(path.stat().st_size for path in done) / 1e9
+    print(
+        f"{len(clips)} clips in {out} ({kept} were there before), {size:.2f} GB, "
+        f"{time.monotonic() - began:.0f} s; look at {out / 'contact.png'}"
+    )
+    return out
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The intact clip files of `out` with their headers."""
+    for path in sorted(out.glob("clips/*/*.safetensors")):
+        try:
+            header = read_header(path)
+        except DataError:
+            continue  # cut short by a crash of the machine; it is made again
+        if all(header[key] == settings[key] for key in ("fps", "sample_rate", "size")):
+            yield path, header
+
+
+def _entries(
+    out: Path,
+    done: dict[Path, dict[str, Any]],
+    split: Callable[[list[tuple[str, str]]], Splits],
+) -> list[dict[str, Any]]:
+    assigned = split([(header["speaker"], header["name"]) for header in done.values()])
+    clips = []
+    for path, header in done.items():
+        speaker, name = header["speaker"], header["name"]
+        entry = {"name": name, "speaker": speaker, "split": assigned[speaker, name]}
+        entry |= {"file": path.relative_to(out).as_posix()}
+        entry |= {key: header[key] for key in ("frames", "samples", "note") if header[key] != ""}
+        clips.append(entry)
+    return sorted(clips, key=lambda entry: entry["file"])
+
+
+def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> None:
+    print(f"{'split':<8}{'clips':>8}{'speakers':>10}{'frames':>10}")
+    for split in grid.SPLITS:
+        chosen = [clip for clip in clips if clip["split"] == split]
+        speakers = len({clip["speaker"] for clip in chosen})
+        frames = sum(clip["frames"] for clip in chosen)
+        print(f"{split:<8}{len(chosen):>8}{speakers:>10}{frames:>10}")
+    for note, count in Counter(clip["note"] for clip in clips if "note" in clip).items():
+        print(f"{count} clips: {note} (marked in {MANIFEST})")
+    if skipped:
+        print(f"skipped {len(skipped)}:")
+    for skip in skipped[:SKIPPED_SHOWN]:
+        print(f"  {skip['file']}: {skip['reason']}")
+    if len(skipped) > SKIPPED_SHOWN:
+        print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
+
+
+def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
+    """Writes contact.png: the middle frame of up to 64 clips, evenly chosen, with names."""
+    chosen = clips[:: -(-len(clips) // CONTACT_CLIPS)]
+    tiles = []
+    for clip in chosen:
+        frames = read_clip(out / clip["file"]).frames
+        image = cv2.cvtColor(frames[len(frames) // 2].transpose(1, 2, 0), cv2.COLOR_RGB2BGR)
+        tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
+        label = f"{clip['speaker']}/{clip['name']} {clip['split']}"
+        cv2.putText(
+            tile, label, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255,) * 3, 1, cv2.LINE_AA
+        )
+        tiles.append(tile)
+    columns = min(12, len(tiles))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    cv2.imwrite(str(out / "contact.png"), np.vstack(rows))
+
+
+def main() -> int:
+    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"grid": prepare_grid, "synthetic": prepare_synthetic},
+            prog="python -m train.prepare",
+            description="Prepare training data. Example: python -m train.prepare grid RAW OUT",
+        )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues where this one was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
