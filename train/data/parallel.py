@@ -50,7 +50,7 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None
             lost: list[Job] = []
             for job in itertools.islice(queue, 2 * workers - len(waiting)):
                 try:
-                    waiting[pool.submit(_attempt, job)] = job
+                    waiting[_submit(pool, job)] = job
                 except BrokenProcessPool:
                     lost.append(job)
             if not waiting and not lost:
@@ -85,15 +85,21 @@ def _attempt(job: Job) -> Outcome:
 def _attempt_alone(job: Job) -> Outcome:
     with _pool(1) as pool:
         try:
-            return pool.submit(_attempt, job).result()
+            return _submit(pool, job).result()
         except BrokenProcessPool:
             return job, None, "the worker process died (crash, or out of memory)"
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, spawn, initializer=cv2.setNumThreads, initargs=(1,))
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)
+def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
+    # Submitting starts workers, and they inherit the mask: Ctrl-C is left to the parent, which
+    # lets them finish their clips.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_attempt, job)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
