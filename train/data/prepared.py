@@ -172,7 +172,8 @@ class PreparedSet(torch.utils.data.Dataset):
             `skipped`. None gives whole clips, which only batch if their lengths agree.
         seed, random_crop, mirror: the crop starts at frame 0, or anywhere with `random_crop`;
             `mirror` flips left and right with probability 1/2. Both are functions of
-            (seed, epoch, index) only; see `set_epoch`.
+            (seed, epoch, index) only; see `set_epoch`. Indices may count on over the epochs:
+            epoch * len(clips) + index is the clip `index` as drawn that many epochs later.
         limit: keep the first `limit` clips only.
 
     Items are dict(frames=(T, 3, H, W) uint8, audio=(T * window_stride,) float32, index=int).
@@ -254,10 +255,16 @@ class PreparedSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            raise IndexError(f"clip index {index} is negative")
+        later, index = divmod(index, len(self.clips))
         entry = self.clips[index]
         length = self.frames or entry["frames"]
-        rng = np.random.default_rng([self.seed, int(self._epoch[0]), index])
+        rng = np.random.default_rng([self.seed, int(self._epoch[0]) + later, index])
         start = int(rng.integers(entry["frames"] - length + 1)) if self.random_crop else 0
         flip = self.mirror and rng.random() < 0.5
         stride = self.window_stride
