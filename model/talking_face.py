@@ -28,7 +28,7 @@ class TalkingFace(nn.Module):
         self.audio = AudioEncoder(config)
         self.noise = NoiseEncoder(config)
         dims = (config.audio_dim, config.identity_dim)
-        self.fusion = make_fusion(fusion, dims, config.fused_dim, config.rank, kernels=kernels)
+        self.fusion = make_fusion(fusion, dims, config.fused_dim, rank=config.rank, kernels=kernels)
         in_dim = self.fusion.out_features + config.noise_dim
         self.generator = Generator(config, in_dim, kernels=kernels)
         for encoder in (self.identity, self.audio):

@@ -65,7 +65,7 @@ def test_noise_is_a_function_of_its_generator():
 
 
 def test_frames_depend_on_audio_and_on_the_still():
-    model = TalkingFace(SMALL).eval()
+    model = TalkingFace(SMALL)  # in training mode: untrained running statistics hide everything
     still, audio = inputs(SMALL)
     noise = [torch.Generator().manual_seed(0) for _ in range(3)]
     frames = model(still, audio, noise[0])
@@ -84,12 +84,12 @@ def test_discriminators_judge_clips():
 
 
 def test_sequence_discriminator_hears_and_sees_order():
-    d = Discriminators(SMALL).eval().sequence
+    d = Discriminators(SMALL).sequence
     _, audio = inputs(SMALL)
     video = torch.rand(2, 7, 3, 32, 24)
     logits = d(video, audio)
-    assert not torch.allclose(logits, d(video, audio.flip(0)))
-    assert not torch.allclose(logits, d(video.flip(1), audio))
+    assert (logits - d(video, audio.flip(0))).abs().max() > 1e-5
+    assert (logits - d(video.flip(1), audio)).abs().max() > 1e-5
 
 
 def test_frozen_encoders_keep_weights_and_statistics():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
 from train.config import LossConfig, TrainConfig
-from train.losses import fake_loss, generator_loss, l1_loss, real_loss
+from train.losses import bottom_half, fake_loss, generator_loss, l1_loss, real_loss, top_half
 
 
 @dataclass
@@ -110,7 +110,8 @@ class Trainer:
         with self.autocast:
             logits = self._judge(batch, choice, fake, real=False)
             g_terms = generator_terms(logits, self.config.loss)
-            g_terms["l1"] = l1_loss(fake.float(), batch.frames)
+            g_terms["l1"] = l1_loss(bottom_half(fake.float()), bottom_half(batch.frames))
+            g_terms["l1_top"] = l1_loss(top_half(fake.float()), top_half(batch.frames))
             g_terms["omega"] = self._omega()
             total = weigh(g_terms, self.config.loss)
         self._update(("generator",), total)
@@ -145,7 +146,7 @@ class Trainer:
         """The Frobenius penalty Ω on the fusion parameters, eq (12)."""
         if self.config.loss.penalty == "none":
             return torch.zeros((), device=self.device)
-        return self.model.fusion.frobenius_penalty(self.config.loss.penalty)
+        return self.model.fusion.frobenius_penalty(self.config.loss.penalty).to(self.device)
 
     def _update(self, names: tuple[str, ...], loss: Tensor) -> None:
         for name in names:
@@ -182,5 +183,6 @@ def weigh(terms: dict[str, Tensor], loss: LossConfig) -> Tensor:
         + loss.seq * terms["g_seq"]
         + loss.sync * terms["g_sync"]
         + loss.l1 * terms["l1"]
+        + loss.l1_top * terms["l1_top"]
         + loss.omega * terms["omega"]
     )

@@ -22,7 +22,7 @@ from train.config import TrainConfig, UserError
 from train.data.batches import StepSampler, make_loader, open_set
 from train.data.prepared import PreparedSet
 from train.gan import Batch, Trainer
-from train.losses import l1_loss, psnr
+from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
 from train.rundir import MetricsLog, claim_directory, write_record
 from train.samples import write_comparison, write_grid
@@ -137,7 +137,13 @@ def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
     """The fixed validation clips: whole, from the start, without mirroring."""
     options = {"limit": config.limit} if config.validation_split == "train" else {}
     data = open_set(root, config.validation_split, config.model, **options)
-    data.clips = data.clips[: config.validation_clips]
+    turns: dict[str, int] = {}
+    order = []  # every speaker's first clip, every speaker's second one, …
+    for clip in data.clips:
+        turns[clip["speaker"]] = turns.get(clip["speaker"], 0) + 1
+        order.append(turns[clip["speaker"]])
+    by_turn = sorted(range(len(order)), key=order.__getitem__)
+    data.clips = [data.clips[i] for i in by_turn[: config.validation_clips]]
     return data
 
 
@@ -195,18 +201,18 @@ def validate(trainer: Trainer, data: PreparedSet) -> dict[str, float]:
     """Mean L1 and PSNR (whole frame and bottom half) over the validation clips."""
     rows = []
     for batch, generated in generate(trainer, data, len(data)):
-        half = generated.shape[-2] // 2
+        bottom = bottom_half(generated), bottom_half(batch.frames)
         rows.append(
             torch.stack(
                 [
-                    l1_loss(generated, batch.frames),
+                    l1_loss(*bottom),
                     psnr(generated, batch.frames).mean(),
-                    psnr(generated[..., half:, :], batch.frames[..., half:, :]).mean(),
+                    psnr(*bottom).mean(),
                 ]
             )
         )
-    l1, whole, bottom = torch.stack(rows).mean(0).tolist()
-    return {"val/l1": l1, "val/psnr": whole, "val/psnr_bottom": bottom}
+    names = ("val/l1", "val/psnr", "val/psnr_bottom")
+    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
 
 
 def write_samples(trainer: Trainer, data: PreparedSet, folder: Path, name: str) -> None:

@@ -20,10 +20,19 @@ def generator_loss(logits: Tensor, saturating: bool = False) -> Tensor:
     return -fake_loss(logits) if saturating else real_loss(logits)
 
 
+def bottom_half(frames: Tensor) -> Tensor:
+    """Rows H/2 and below of frames (…, H, W): the mouth's half."""
+    return frames[..., frames.shape[-2] // 2 :, :]
+
+
+def top_half(frames: Tensor) -> Tensor:
+    """Rows above H/2 of frames (…, H, W)."""
+    return frames[..., : frames.shape[-2] // 2, :]
+
+
 def l1_loss(generated: Tensor, real: Tensor) -> Tensor:
-    """Mean absolute error over the bottom half of the frames, eq (12). (…, H, W) in [−1, 1]."""
-    half = real.shape[-2] // 2
-    return (generated[..., half:, :] - real[..., half:, :]).abs().mean()
+    """Mean absolute error; eq (12) takes it over the bottom half of the frames."""
+    return (generated - real).abs().mean()
 
 
 def psnr(generated: Tensor, real: Tensor) -> Tensor:
