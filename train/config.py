@@ -237,16 +237,13 @@ def parse(args: list[str] | None = None) -> TrainConfig:
             )
     else:
         default = PRESETS.get(preset or default_preset(), PRESETS[default_preset()])
-    try:
-        config = tyro.cli(
-            TrainConfig,
-            args=args,
-            default=default,
-            prog="python -m train",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    config = tyro.cli(
+        TrainConfig,
+        args=args,
+        default=default,
+        prog="python -m train",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
     if resume is not None:
         check_same_run(config, default, Path(resume))
         config = dataclasses.replace(config, out=Path(resume))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from polyfusion.ops._dispatch import resolve
 from train.checkpoint import (
     CHECKPOINT_FILE,
     load_encoders,
@@ -37,6 +38,7 @@ def train(config: TrainConfig) -> Path:
     written, and for a loss that is not finite (the last good checkpoint stays).
     """
     device = pick_device(config.device)
+    resolve(config.kernels, [torch.empty(0, device=device)])
     root = find_data(config)
     clips = open_set(
         root, "train", config.model, frames=config.frames, seed=config.seed, random_crop=True,
