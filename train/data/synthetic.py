@@ -138,13 +138,14 @@ def _check(index, seed, speakers, seconds, fps, sample_rate, size) -> None:
     def within(value, low: float, high: float) -> bool:
         return isinstance(value, (int, float, np.number)) and bool(low <= value <= high)
 
+    frame = 1.0 / fps if within(fps, 5, 240) else 0.0
     pair = isinstance(size, (tuple, list)) and len(size) == 2
     for name, value, good, expected in (
         ("index", index, whole(index, 0), "an integer of at least 0"),
         ("seed", seed, whole(seed, 0), "an integer of at least 0"),
         ("speakers", speakers, whole(speakers, 1), "an integer of at least 1"),
-        ("seconds", seconds, within(seconds, 0.2, 600), "a number in 0.2..600"),
         ("fps", fps, within(fps, 5, 240), "a number in 5..240"),
+        ("seconds", seconds, within(seconds, frame, 600), "at least a frame, at most 600 s"),
         (
             "sample_rate",
             sample_rate,
@@ -154,8 +155,8 @@ def _check(index, seed, speakers, seconds, fps, sample_rate, size) -> None:
         (
             "size",
             size,
-            pair and all(whole(side, 32, 1024) for side in size),
-            "(height, width) with integers in 32..1024",
+            pair and all(whole(side, 16, 1024) for side in size),
+            "(height, width) with integers in 16..1024",
         ),
     ):
         if not good:

@@ -18,7 +18,7 @@ from train.data.synthetic_easel import (
     mirrored,
     spline,
 )
-from train.data.synthetic_hair import COVERS_EARS, hair_masks, paint_hair
+from train.data.synthetic_hair import COVERS_EARS, hair_masks, paint_back_hair, paint_hair
 from train.data.synthetic_identity import Identity
 
 
@@ -41,8 +41,7 @@ def paint_backdrop(who: Identity, scale: float) -> np.ndarray:
     """(H, W, 3) float32 picture of what stays put: backdrop, hair at the back, neck, clothes."""
     easel = Easel(scale, who.backdrop)
     easel.rgb += (30 * easel.blob(26, 22, 46, 46) - 26 * (easel.y / DESIGN_HEIGHT) ** 2)[..., None]
-    back, _ = hair_masks(who, easel)
-    easel.paint(back, 0.72 * who.hair)
+    paint_back_hair(easel, who)
     neck = 17.0 + 5.0 * (who.kind == "man") + 2.0 * who.face_width
     throat = [(0, 84), (neck, 86), (neck, 106), (neck + 3, 118), (neck + 9, 134), (0, 134)]
     neck_mask = easel.mask(mirrored(throat))
@@ -104,8 +103,8 @@ def _paint_nose(easel: Easel, who: Identity) -> None:
         easel.shade(easel.line(wing, 1.5, 0.35), 0.66)
         easel.shade(easel.blob(x + side * half * 0.48, tip + 1.4, 1.5, 0.8), 0.42)
         easel.shade(
-            easel.line([(x + side * (half + 1), tip + 2), (x + side * (half + 6.5), 80)], 1.6, 1.0),
-            0.9,
+            easel.line([(x + side * (half + 1), tip + 2), (x + side * (half + 7), 83)], 1.5, 1.2),
+            0.95,
         )
     easel.shade(easel.blob(x, tip + 8, 1.3, 3.4), 0.93)
 
@@ -189,7 +188,7 @@ def paint_head(who: Identity, scale: float) -> np.ndarray:
         easel.shade(easel.blob(CENTRE_X + side * (width + 2.0), 54, 1.2, 5), 0.8)
     _paint_nose(easel, who)
     _paint_beard(easel, who, face, width)
-    paint_hair(easel, who, front)
+    paint_hair(easel, who, front, np.maximum(face, ears))
     _paint_brows(easel, who)
     alpha = np.maximum(np.maximum(face, front), ears)[..., None]
     return np.concatenate([np.clip(easel.rgb, 0, 255) * alpha, 255 * alpha], axis=2)

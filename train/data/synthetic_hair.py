@@ -148,21 +148,34 @@ def hair_masks(who: Identity, easel: Easel) -> tuple[np.ndarray, np.ndarray]:
     return _CUTS[who.style](_Head(easel, face, face + 3.0, line, who.texture % 2 == 1, who.texture))
 
 
-def paint_hair(easel: Easel, who: Identity, front: np.ndarray) -> None:
-    """Paint the hair in front, with strands, a sheen, and its shadow on the skin."""
+def _strands(who: Identity, easel: Easel) -> np.ndarray:
+    """(H, W) brightness of hair: about 1, streaked downwards."""
+    rng = np.random.default_rng(who.texture + 2)
+    noise = rng.standard_normal((easel.height, easel.width)).astype(np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=0.45 * easel.scale, sigmaY=4.0 * easel.scale)
+    return 1.0 + 0.07 * noise / noise.std()
+
+
+def paint_back_hair(easel: Easel, who: Identity) -> None:
+    """Paint the hair behind the head, in the shade."""
+    back, _ = hair_masks(who, easel)
+    fall = 0.86 - 0.2 * np.clip(easel.y / 128, 0, 1)
+    easel.paint(back, who.hair * (_strands(who, easel) * fall)[..., None])
+
+
+def paint_hair(easel: Easel, who: Identity, front: np.ndarray, skin: np.ndarray) -> None:
+    """Paint the hair in front, with strands and a sheen, and its shadow on the skin (masks)."""
     shadow = cv2.GaussianBlur(
         np.roll(front, round(2.5 * easel.scale), axis=0), (0, 0), 1.8 * easel.scale
     )
     easel.shade(shadow * (1 - front), 0.76)
-    noise = np.random.default_rng(who.texture + 2).standard_normal(front.shape).astype(np.float32)
-    strands = cv2.GaussianBlur(noise, (0, 0), sigmaX=0.45 * easel.scale, sigmaY=4.0 * easel.scale)
-    light = 1.0 + 0.07 * strands / strands.std()
+    light = _strands(who, easel)
     sheen = easel.blob(CENTRE_X - 9, 11, 20, 5) + 0.5 * easel.blob(CENTRE_X - 38, 62, 3, 18)
     light += (
         0.32 * sheen
         - 0.28 * np.clip((easel.x - CENTRE_X) / 40, 0, 1)
         - 0.1 * np.clip(easel.y / 128, 0, 1)
     )
-    easel.rgb += front[..., None] * (
-        who.hair * light[..., None] + 14 * sheen[..., None] - easel.rgb
-    )
+    # Beyond the skin the paint runs over the edge, lest skin shine through where it is thin.
+    mask = np.maximum(front, cv2.dilate(front, np.ones((5, 5), np.uint8)) * (1 - skin))
+    easel.rgb += mask[..., None] * (who.hair * light[..., None] + 14 * sheen[..., None] - easel.rgb)

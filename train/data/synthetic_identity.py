@@ -160,7 +160,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         **u,
         freckles=float(rng.uniform(0.4, 1)) if tone < 2 and rng.random() < 0.2 else 0.0,
         skin=np.clip(skin, 0, 255).astype(np.float32),
-        hair=np.clip(hair + rng.normal(0, 5, 3), 8, 245).astype(np.float32),
+        hair=np.clip(hair * rng.normal(1, 0.06, 3), 8, 245).astype(np.float32),
         iris=np.asarray(iris, np.float32),
         backdrop=np.clip(
             BACKDROPS[rng.integers(len(BACKDROPS))] + rng.normal(0, 7, 3), 90, 240

@@ -76,7 +76,7 @@ def draw_mouth(lower: np.ndarray, mouth: Mouth, who: Identity, scale: float) -> 
     xi = (x - CENTRE_X) / half  # (T, 1, X); -1 and 1 at the corners
     inside = np.clip(1.0 - xi**2, 0.0, 1.0)
     skewed = np.clip(1.0 - (xi - 0.38 * asymmetry * inside) ** 2, 0.0, 1.0)
-    gap = openness * skewed**0.75
+    gap = openness * skewed**0.6
     line = MOUTH_Y + 0.9 * asymmetry * xi - (4.4 * who.corner_lift - 0.8) * (xi**2 - 0.4)
     line = line + 0.5 * np.exp(-((xi / 0.22) ** 2))
     upper_in, lower_in = line - upper_share * gap, line + (1.0 - upper_share) * gap
@@ -98,10 +98,10 @@ def draw_mouth(lower: np.ndarray, mouth: Mouth, who: Identity, scale: float) -> 
     rim = np.exp(-(((y - upper_out + 0.9) / 0.8) ** 2)) * inside
     shadow = np.exp(-(((y - lower_out - 2.4) / 1.7) ** 2)) * inside**0.5
     tone = np.where(below < 0, 0.80 + 0.035 * below, 0.98) * (1.0 - seam)
-    bite = np.clip(gap / 4.0, 0.0, 1.0) * (1.0 + 4.4 * teeth)
+    bite = np.minimum((0.1 + 0.28 * teeth) * gap, 1.0 + 3.4 * teeth)
     dental = _between(y, upper_in - 1.0, upper_in + bite, EDGE) * np.clip(gap / 1.5 - 0.4, 0, 1)
     dental = dental * (0.95 - 0.55 * xi**2)
-    mound = (0.1 + 0.4 * tongue) * gap * np.clip(1.1 - xi**2 * 2.2, 0.0, 1.0)
+    mound = (0.06 + 0.3 * tongue) * gap * np.clip(1.1 - xi**2 * 2.2, 0.0, 1.0)
     lick = _between(y, lower_in - mound, lower_in - 0.5, 0.6) * np.clip(gap / 5.0 - 0.2, 0.0, 1.0)
 
     lip_colour = _lip_colour(who)
@@ -111,7 +111,7 @@ def draw_mouth(lower: np.ndarray, mouth: Mouth, who: Identity, scale: float) -> 
         skin += (0.10 * who.skin[channel] + 6) * rim
         red = lip_colour[channel] * tone
         red += (0.55 * shine) * (gloss[channel] - red)
-        dark = (58.0, 16.0, 22.0)[channel]
+        dark = (40.0, 9.0, 14.0)[channel]
         dark = dark + lick * ((168.0, 66.0, 74.0)[channel] - dark)
         dark = dark + dental * ((240.0, 234.0, 224.0)[channel] - dark)
         skin += lips * (red - skin)
