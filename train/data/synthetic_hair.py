@@ -152,8 +152,8 @@ def _strands(who: Identity, easel: Easel) -> np.ndarray:
     """(H, W) brightness of hair: about 1, streaked downwards."""
     rng = np.random.default_rng(who.texture + 2)
     noise = rng.standard_normal((easel.height, easel.width)).astype(np.float32)
-    noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=0.45 * easel.scale, sigmaY=4.0 * easel.scale)
-    return 1.0 + 0.07 * noise / noise.std()
+    streaks = cv2.GaussianBlur(noise, (0, 0), sigmaX=0.45 * easel.scale, sigmaY=4.0 * easel.scale)
+    return 1.0 + 0.07 * streaks / streaks.std()
 
 
 def paint_back_hair(easel: Easel, who: Identity) -> None:
