@@ -14,6 +14,8 @@ from pathlib import Path
 
 import cv2
 
+from .prepared import DataError
+
 
 @dataclass(frozen=True)
 class Job:
@@ -23,6 +25,7 @@ class Job:
     make: Callable[[], Path]
 
 
+DIED = "the worker process died (crash, or out of memory)"
 Outcome = tuple[Job, Path | None, str]
 
 
@@ -45,6 +48,7 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None
     queue = iter(jobs)
     pool = _pool(workers)
     waiting: dict[Future[Outcome], Job] = {}
+    any_finished = False
     try:
         while True:
             lost: list[Job] = []
@@ -60,13 +64,21 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None
                 if isinstance(future.exception(), BrokenProcessPool):
                     lost.append(job)
                 else:
+                    any_finished = True
                     yield future.result()
             if lost:
                 wait(waiting)
                 pool.shutdown()
                 lost += waiting.values()
                 waiting.clear()
-                yield from map(_attempt_alone, lost)
+                outcomes = list(map(_attempt_alone, lost))
+                any_finished |= any(reason != DIED for _, _, reason in outcomes)
+                if not any_finished:
+                    raise DataError(
+                        "worker processes die as they start: out of memory, or called from a "
+                        'script without `if __name__ == "__main__":`; try one worker'
+                    )
+                yield from outcomes
                 pool = _pool(workers)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -87,7 +99,7 @@ def _attempt_alone(job: Job) -> Outcome:
         try:
             return _submit(pool, job).result()
         except BrokenProcessPool:
-            return job, None, "the worker process died (crash, or out of memory)"
+            return job, None, DIED
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
