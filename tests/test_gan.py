@@ -1,5 +1,6 @@
 """The objective and the update rule."""
 
+import dataclasses
 import math
 
 import pytest
@@ -134,8 +135,18 @@ def test_training_learns_to_reconstruct():
 
 
 def test_bf16_autocast_trains():
-    import dataclasses
-
     t = trainer(dataclasses.replace(CONFIG, precision="bf16"))
     terms = t.step(batch(), torch.Generator().manual_seed(0))
     assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
+
+
+def test_learning_rates_fall_over_the_last_share_of_the_steps():
+    t = trainer(dataclasses.replace(CONFIG, anneal=0.5))
+    rates = []
+    for progress in (0.0, 0.5, 0.75, 1.0):
+        t.anneal(progress)
+        rates.append(t.optimizers["generator"].param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0.0])
+    t = trainer()
+    t.anneal(0.99)
+    assert t.optimizers["generator"].param_groups[0]["lr"] == 1e-3

@@ -26,7 +26,7 @@ TINY = [
     "--log-every", "1", "--checkpoint-every", "2", "--validation-clips", "2",
     "--model.height", "32", "--model.width", "24", "--model.depth", "3",
     "--model.base-channels", "4", "--model.audio-dim", "16", "--model.identity-dim", "8",
-    "--model.fused-dim", "12", "--model.rank", "4", "--preset", "demo",
+    "--model.fused-dim", "12", "--model.rank", "4", "--preset", "demo", "--anneal", "0",
 ]  # fmt: skip
 
 

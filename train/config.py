@@ -106,6 +106,8 @@ class TrainConfig:
     """Adam's learning rate for the synchronisation discriminator."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's momenta."""
+    anneal: float = 0.0
+    """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU."""
     device: str = "auto"
@@ -140,6 +142,8 @@ class TrainConfig:
                 raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
         if self.workers < 0:
             raise ValueError(f"--workers {self.workers}: expected 0 or more")
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit {self.limit}: expected a positive number of clips")
         if self.frames < self.model.snippet_frames:
@@ -171,13 +175,14 @@ PRESETS = {
         steps=300,
         batch_size=8,
         frames=15,
-        synthetic_clips=160,
-        synthetic_speakers=40,
+        synthetic_clips=240,
+        synthetic_speakers=120,
         mirror=False,
         lr_generator=1e-3,
         lr_frame=2e-4,
         lr_seq=1e-4,
         lr_sync=1e-4,
+        anneal=0.5,
         workers=1,
         log_every=5,
         sample_every=100,

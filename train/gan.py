@@ -96,6 +96,15 @@ class Trainer:
             for name, (module, lr) in rates.items()
         }
 
+    def anneal(self, progress: float) -> None:
+        """Set the learning rates for a run that is ``progress`` (0 to 1) done."""
+        share = self.config.anneal
+        factor = min(1.0, (1 - progress) / share) if share else 1.0
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * factor
+
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Update the discriminators, then the generator; return every loss term (0-d tensors)."""
         size = self.config.model

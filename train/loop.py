@@ -73,6 +73,7 @@ def train(config: TrainConfig) -> Path:
             fetched = time.perf_counter()
             batch = to_device(next(batches), device)
             waited += time.perf_counter() - fetched
+            trainer.anneal((step - 1) / config.steps)
             terms = trainer.step(batch, torch.Generator().manual_seed(config.seed + 7919 * step))
             finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
             bar.update()
