@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,19 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, monkeypatch, capsys):
     path.write_bytes(path.read_bytes()[:1000])
     assert run(["--resume", str(out), "--steps", "2"], monkeypatch) == 2
     assert "not a readable checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_clip_is_named(data, tmp_path, monkeypatch, capsys, workers):
+    damaged = tmp_path / "set"
+    shutil.copytree(data, damaged)
+    for path in (damaged / "clips").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    args = [*TINY, "--data", str(damaged), "--out", str(tmp_path / "run"), "--workers", workers]
+    assert run([*args, "--steps", "1"], monkeypatch) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "not a readable clip file" in error
 
 
 def test_presets_differ_and_flags_override_them():

@@ -14,7 +14,9 @@ def main() -> int:
     try:
         train(parse())
     except (UserError, DataError, KernelsUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # an error of a loader's worker comes with the worker's traceback in front of it
+        line = str(error).strip().splitlines()[-1]
+        print(f"error: {line.removeprefix(f'{DataError.__module__}.DataError: ')}", file=sys.stderr)
         return 2
     return 0
 

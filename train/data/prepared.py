@@ -172,8 +172,8 @@ class PreparedSet(torch.utils.data.Dataset):
             `skipped`. None gives whole clips, which only batch if their lengths agree.
         seed, random_crop, mirror: the crop starts at frame 0, or anywhere with `random_crop`;
             `mirror` flips left and right with probability 1/2. Both are functions of
-            (seed, epoch, index) only; see `set_epoch`. Indices may count on over the epochs:
-            epoch * len(clips) + index is the clip `index` as drawn that many epochs later.
+            (seed, index) only. Indices count on over the epochs: epoch * len(clips) + index is
+            the clip `index` with that epoch's crop.
         limit: keep the first `limit` clips only.
 
     Items are dict(frames=(T, 3, H, W) uint8, audio=(T * window_stride,) float32, index=int).
@@ -201,8 +201,6 @@ class PreparedSet(torch.utils.data.Dataset):
         self.size = self.stored_size if size is None else (int(size[0]), int(size[1]))
         self.window_stride = math.floor(self.sample_rate / self.fps)
         self.frames, self.seed, self.random_crop, self.mirror = frames, seed, random_crop, mirror
-        # Shared memory, so that the persistent workers of a DataLoader see the epoch change.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
         if not all(0 < new <= old for new, old in zip(self.size, self.stored_size, strict=True)):
             raise DataError(
@@ -244,10 +242,6 @@ class PreparedSet(torch.utils.data.Dataset):
                 )
         self.speakers = sorted({entry["speaker"] for entry in self.clips})
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draws new random crops and mirrorings, in running DataLoader workers too."""
-        self._epoch[0] = epoch
-
     def clip(self, index: int) -> Clip:
         """The whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
         return read_clip(self.root / self.clips[index]["file"])
@@ -261,10 +255,10 @@ class PreparedSet(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index < 0:
             raise IndexError(f"clip index {index} is negative")
-        later, index = divmod(index, len(self.clips))
+        epoch, index = divmod(index, len(self.clips))
         entry = self.clips[index]
         length = self.frames or entry["frames"]
-        rng = np.random.default_rng([self.seed, int(self._epoch[0]) + later, index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         start = int(rng.integers(entry["frames"] - length + 1)) if self.random_crop else 0
         flip = self.mirror and rng.random() < 0.5
         stride = self.window_stride
