@@ -25,9 +25,14 @@ def check_choice(kernels: str) -> None:
         raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(map(repr, CHOICES))}")
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def triton_problem() -> str | None:
     """Why Triton cannot be used on this machine, or ``None`` if it can (found out once)."""
+    return _find_triton_problem()
+
+
+@functools.cache
+def _find_triton_problem() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; install it with `pip install triton` (Linux only)"
     if torch.cuda.is_available():
@@ -103,6 +108,6 @@ def resolve(
             problem = f"the tensors are on {tensors[0].device}; move them to a CUDA device"
     if problem is not None:
         raise KernelsUnavailable(f"kernels={kernels!r}: {problem}")
-    if kernels == "triton" and interpreted():
+    if kernels == "triton" and interpreted() and not torch.compiler.is_compiling():
         _say_interpreted()
     return kernels

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._register import register_fusion
 
 
 def cmf_fusion(
@@ -55,7 +56,9 @@ def cmf_fusion(
     common.check_shape("bias", bias, "(m,)", (out.shape[0],))
     common.check_noise(noise, leading)
     common.check_alike(views=views, first=first, second=second, out=out, bias=bias, noise=noise)
-    resolve(kernels, views, unsupported="this operator has no fused kernel yet")
+    chosen = resolve(kernels, views)
+    if chosen != "eager":
+        return _fused(views, first, second or [], out, bias, noise, chosen)
     return common.with_noise(cmf_eager(views, first, second, out, bias), noise)
 
 
@@ -94,3 +97,33 @@ def _merge(
         if terms is not None:
             merged = merged + terms
     return first + other_first, merged
+
+
+def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
+    from polyfusion.kernels.hadamard import hadamard_forward
+
+    views, first, second, out, bias = operands
+    if not second:
+        return hadamard_forward("shared", views, (), first, out, bias, noise)
+    return hadamard_forward("cmf", views, first, second, out, bias, noise)
+
+
+def _backward(
+    kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
+) -> list[Tensor]:
+    from polyfusion.kernels.hadamard import hadamard_backward
+
+    views, first, second, out, _bias = operands
+    if not second:
+        return hadamard_backward("shared", grad, views, (), first, out, needs)
+    return hadamard_backward("cmf", grad, views, first, second, out, needs)
+
+
+_fused = register_fusion(
+    "cmf_fusion",
+    "Tensor[] views, Tensor[] first, Tensor[] second, Tensor out, Tensor bias",
+    eager=cmf_eager,
+    forward=_forward,
+    backward=_backward,
+    outputs=lambda views, first, second, out, bias: out.shape[0],
+)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._register import register_fusion
 
 
 def cp_fusion(
@@ -44,7 +45,9 @@ def cp_fusion(
         common.check_shape(f"factors[{v}]", factor, f"(d_{v + 1}+1, k)", expected)
     common.check_noise(noise, leading)
     common.check_alike(views=views, factors=factors, out=out, noise=noise)
-    resolve(kernels, views, unsupported="this operator has no fused kernel yet")
+    chosen = resolve(kernels, views)
+    if chosen != "eager":
+        return _fused(views, factors, out, noise, chosen)
     return common.with_noise(cp_eager(views, factors, out), noise)
 
 
@@ -53,3 +56,29 @@ def cp_eager(views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor) ->
     views, framed = common.align(views)
     projected = [common.project(z, a) for z, a in zip(views, factors, strict=True)]
     return F.linear(common.join(projected, framed, mul), out)
+
+
+def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
+    from polyfusion.kernels.hadamard import hadamard_forward
+
+    views, factors, out = operands
+    return hadamard_forward("cp", views, (), factors, out, None, noise)
+
+
+def _backward(
+    kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
+) -> list[Tensor]:
+    from polyfusion.kernels.hadamard import hadamard_backward
+
+    views, factors, out = operands
+    return hadamard_backward("cp", grad, views, (), factors, out, needs)
+
+
+_fused = register_fusion(
+    "cp_fusion",
+    "Tensor[] views, Tensor[] factors, Tensor out",
+    eager=cp_eager,
+    forward=_forward,
+    backward=_backward,
+    outputs=lambda views, factors, out: out.shape[0],
+)

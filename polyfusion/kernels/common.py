@@ -1,0 +1,81 @@
+"""What the launchers share: where a kernel runs, what it computes in, and how it is launched."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+_pretended: int | None = None
+
+
+@contextlib.contextmanager
+def pretend(capability: int) -> Iterator[None]:
+    """Choose configurations as on a GPU of this compute capability (80, 90, ...), to compile them."""
+    global _pretended
+    previous, _pretended = _pretended, capability
+    try:
+        yield
+    finally:
+        _pretended = previous
+
+
+def capability(tensor: Tensor) -> int | None:
+    """The compute capability (80, 90, ...) a kernel on this tensor runs on; None: interpreter."""
+    if _pretended is not None:
+        return _pretended
+    if not tensor.is_cuda:
+        return None
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def arithmetic(tensor: Tensor) -> dict[str, Any]:
+    """Constants of a kernel on this tensor: dtype of operands and of sums, precision of products.
+
+    The interpreter cannot compute in half precision, so operands are raised to float32 there.
+    """
+    dtype = _TYPES[tensor.dtype]
+    total = tl.float64 if dtype == tl.float64 else tl.float32
+    precision = "ieee"
+    if dtype == tl.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        precision = "tf32"
+    operands = total if capability(tensor) is None else dtype
+    return {"COMPUTE": operands, "ACC": total, "PRECISION": precision}
+
+
+def uses_tensor_cores(constants: dict[str, Any]) -> bool:
+    """Whether products with these :func:`arithmetic` constants run on tensor cores."""
+    return constants["COMPUTE"].primitive_bitwidth == 16 or constants["PRECISION"] == "tf32"
+
+
+def block(size: int, low: int = 16, high: int = 1024) -> int:
+    """The power of two that covers ``size``, within limits."""
+    return max(low, min(high, triton.next_power_of_2(max(size, 1))))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty."""
+    if 0 in grid:
+        return
+    first = next(x for x in _leaves(arguments) if isinstance(x, Tensor))
+    guard = torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext()
+    with guard:
+        kernel[grid](*arguments, **constants)
+
+
+def _leaves(arguments: Any) -> Iterator[Any]:
+    for item in arguments:
+        if isinstance(item, tuple):
+            yield from _leaves(item)
+        else:
+            yield item

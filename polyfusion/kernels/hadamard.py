@@ -1,0 +1,433 @@
+"""CP, CMF and CMF with a shared row space: project every view, combine entrywise, project.
+
+With r_v the projections of the views (N x k, or a row per clip for a view without frames):
+
+    cp      y = (∏ r_v) A₁ᵀ                          r_v = [z_v, 1] A_v
+    shared  y = b + (∏ (1 + r_v) - 1) Uᵀ             r_v = z_v V_v
+    cmf     y = b + (Σ p_v + ∏ (1 + r_v) - 1 - Σ r_v) Uᵀ     p_v = z_v V_v, r_v = z_v B_v
+
+The products of two and more r_v are summed by ``higher += (first + higher) r; first += r``, which
+does not cancel. A program never leaves its clip, so a clip's own views are projected once per tile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
+from polyfusion.kernels.matmul import Product, multiply
+
+
+@triton.jit
+def _project(
+    view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_T, BLOCK_K): the frames' rows of z W, or of [z, 1] W."""
+    acc = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    for start in range(0, SIZE, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        z = tl.load(
+            view + rows[:, None] * SIZE + d[None, :],
+            mask=live[:, None] & (d[None, :] < SIZE), other=0.0,
+        )  # fmt: skip
+        w = tl.load(
+            weight + d[:, None] * RANK + k[None, :],
+            mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
+        )  # fmt: skip
+        acc = tl.dot(
+            z.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
+        )  # fmt: skip
+    if BIASED:
+        acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)[None, :]
+    return acc
+
+
+@triton.jit
+def _project_clip(
+    view, weight, clip, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_K,): the clip's row of z W, or of [z, 1] W."""
+    acc = tl.zeros((BLOCK_K,), ACC)
+    for start in range(0, SIZE, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        z = tl.load(view + clip * SIZE + d, mask=d < SIZE, other=0.0).to(ACC)
+        w = tl.load(
+            weight + d[:, None] * RANK + k[None, :],
+            mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
+        ).to(ACC)  # fmt: skip
+        acc += tl.sum(z[:, None] * w, axis=0)
+    if BIASED:
+        acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)
+    return acc
+
+
+@triton.jit
+def _merge(first, higher, r, FORM: tl.constexpr):
+    """Take one more view into (∏ r, unused), or into (Σ r, all products of two and more)."""
+    if FORM == "cp":
+        first *= r
+    else:
+        higher += (first + higher) * r
+        first += r
+    return first, higher
+
+
+@triton.jit
+def _every(first, higher, FORM: tl.constexpr):
+    """∏ r for CP, else ∏ (1 + r) - 1."""
+    if FORM == "cp":
+        return first
+    else:
+        return first + higher
+
+
+@triton.jit
+def _clip_views(
+    views, linear, rows, clip, k, SKIP: tl.constexpr,
+    RANK: tl.constexpr, SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(linear terms, first, higher) of the views without frames, view ``SKIP`` left out."""
+    terms = tl.zeros((BLOCK_K,), ACC)
+    first = tl.full((BLOCK_K,), 1.0 if FORM == "cp" else 0.0, ACC)
+    higher = tl.zeros((BLOCK_K,), ACC)
+    for v in tl.static_range(len(FRAMED)):
+        if not FRAMED[v] and v != SKIP:
+            r = _project_clip(
+                views[v], rows[v], clip, k, SIZES[v], RANK, FORM == "cp", ACC, BLOCK_K, BLOCK_D
+            )
+            first, higher = _merge(first, higher, r, FORM)
+            if FORM == "cmf":
+                terms += _project_clip(
+                    views[v], linear[v], clip, k, SIZES[v], RANK, False, ACC, BLOCK_K, BLOCK_D
+                )
+    if FORM == "shared":
+        terms = first
+    return terms, first, higher
+
+
+@triton.jit
+def _combine(
+    clip_terms, clip_first, clip_higher, terms, first, higher, FORM: tl.constexpr
+):  # fmt: skip
+    """The rows that the last projection takes, from the clip's part and the frames'."""
+    every = _every(first, higher, FORM) * _every(clip_first, clip_higher, FORM)[None, :]
+    if FORM != "cp":
+        every += terms + higher + (clip_terms + clip_higher)[None, :]
+    return every
+
+
+@triton.jit
+def _forward_kernel(
+    views, linear, rows, out, bias, noise, result, frames, count,
+    RANK: tl.constexpr, OUTPUTS: tl.constexpr, NOISE: tl.constexpr,
+    SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_NOISE: tl.constexpr,
+):  # fmt: skip
+    """One tile of a clip's frames by a tile of outputs."""
+    tiles = tl.cdiv(frames, BLOCK_T)
+    clip = (tl.program_id(0) // tiles).to(tl.int64)
+    t = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = clip * frames + t
+    live = (t < frames) & (n < count)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    acc = tl.zeros((BLOCK_T, BLOCK_M), ACC)
+    for start in range(0, RANK, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        clip_terms, clip_first, clip_higher = _clip_views(
+            views, linear, rows, clip, k, -1, RANK, SIZES, FRAMED, FORM, ACC, BLOCK_K, BLOCK_D
+        )
+        terms = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+        first = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
+        higher = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+        for v in tl.static_range(len(FRAMED)):
+            if FRAMED[v]:
+                r = _project(
+                    views[v], rows[v], n, live, k, SIZES[v], RANK, FORM == "cp",
+                    COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
+                )  # fmt: skip
+                first, higher = _merge(first, higher, r, FORM)
+                if FORM == "cmf":
+                    terms += _project(
+                        views[v], linear[v], n, live, k, SIZES[v], RANK, False,
+                        COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
+        if FORM == "shared":
+            terms = first
+        x = _combine(clip_terms, clip_first, clip_higher, terms, first, higher, FORM)
+        w = tl.load(
+            out + m[None, :] * RANK + k[:, None],
+            mask=(m[None, :] < OUTPUTS) & (k[:, None] < RANK), other=0.0,
+        )  # fmt: skip
+        acc = tl.dot(
+            x.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
+        )  # fmt: skip
+    if FORM != "cp":
+        acc += tl.load(bias + m, mask=m < OUTPUTS, other=0.0).to(ACC)[None, :]
+    line = result + n[:, None] * (OUTPUTS + NOISE)
+    kind = result.dtype.element_ty
+    tl.store(line + m[None, :], acc.to(kind), mask=live[:, None] & (m[None, :] < OUTPUTS))
+    if NOISE > 0:
+        j = tl.program_id(1) * BLOCK_NOISE + tl.arange(0, BLOCK_NOISE)
+        inside = live[:, None] & (j[None, :] < NOISE)
+        e = tl.load(noise + n[:, None] * NOISE + j[None, :], mask=inside, other=0.0)
+        tl.store(line + OUTPUTS + j[None, :], e, mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    views, linear, rows, out, grad, grad_rows, grad_linear, grad_linear_clip, hidden,
+    frames, count, grad_width,
+    RANK: tl.constexpr, OUTPUTS: tl.constexpr,
+    SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All frames of a clip by a chunk of the rank: gradients of the projections, and ``hidden``.
+
+    ``grad_rows[v]`` is dL/dr_v, ``grad_linear`` dL/dp_v of every view with frames (they are equal)
+    and ``grad_linear_clip`` of every view without, ``hidden`` what the last projection took. Sums
+    over a clip's frames stay in this program, in order: no atomics.
+    """
+    clip = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    clip_terms, clip_first, clip_higher = _clip_views(
+        views, linear, rows, clip, k, -1, RANK, SIZES, FRAMED, FORM, ACC, BLOCK_K, BLOCK_D
+    )
+    clip_every = _every(clip_first, clip_higher, FORM)
+    sum_g = tl.zeros((BLOCK_K,), ACC)  # Σ_t g
+    sum_gated = tl.zeros((BLOCK_K,), ACC)  # Σ_t g ∘ (∏ r, or ∏ (1 + r) - 1, of the frames' views)
+    for start in range(0, frames, BLOCK_T):
+        t = start + tl.arange(0, BLOCK_T)
+        n = clip * frames + t
+        live = (t < frames) & (n < count)
+        inside = live[:, None] & (k[None, :] < RANK)
+        at = n[:, None] * RANK + k[None, :]
+        g = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+        for m_start in range(0, OUTPUTS, BLOCK_M):
+            m = m_start + tl.arange(0, BLOCK_M)
+            y = tl.load(
+                grad + n[:, None] * grad_width + m[None, :],
+                mask=live[:, None] & (m[None, :] < OUTPUTS), other=0.0,
+            )  # fmt: skip
+            w = tl.load(
+                out + m[:, None] * RANK + k[None, :],
+                mask=(m[:, None] < OUTPUTS) & (k[None, :] < RANK), other=0.0,
+            )  # fmt: skip
+            g = tl.dot(
+                y.to(COMPUTE), w.to(COMPUTE), g, input_precision=PRECISION, out_dtype=ACC
+            )  # fmt: skip
+        terms = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+        first = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
+        higher = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+        projected = ()
+        for v in tl.static_range(len(FRAMED)):
+            if FRAMED[v]:
+                r = _project(
+                    views[v], rows[v], n, live, k, SIZES[v], RANK, FORM == "cp",
+                    COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
+                )  # fmt: skip
+                projected = projected + (r,)  # noqa: RUF005
+                first, higher = _merge(first, higher, r, FORM)
+                if FORM == "cmf":
+                    terms += _project(
+                        views[v], linear[v], n, live, k, SIZES[v], RANK, False,
+                        COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
+                    )  # fmt: skip
+            else:
+                projected = projected + (0,)  # noqa: RUF005
+        if FORM == "shared":
+            terms = first
+        x = _combine(clip_terms, clip_first, clip_higher, terms, first, higher, FORM)
+        tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=inside)
+        sum_g += tl.sum(g, axis=0)
+        sum_gated += tl.sum(g * _every(first, higher, FORM), axis=0)
+        if FORM == "cmf":
+            tl.store(grad_linear + at, g.to(grad_linear.dtype.element_ty), mask=inside)
+        for v in tl.static_range(len(FRAMED)):
+            if FRAMED[v]:
+                other = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
+                other_higher = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+                for u in tl.static_range(len(FRAMED)):
+                    if FRAMED[u] and u != v:
+                        other, other_higher = _merge(other, other_higher, projected[u], FORM)
+                other = _every(other, other_higher, FORM)
+                if FORM == "cp":
+                    slope = other * clip_every[None, :]
+                else:
+                    slope = other + clip_every[None, :] + other * clip_every[None, :]
+                if FORM == "shared":
+                    slope += 1.0
+                tl.store(grad_rows[v] + at, (g * slope).to(hidden.dtype.element_ty), mask=inside)
+    for v in tl.static_range(len(FRAMED)):
+        if not FRAMED[v]:
+            _terms, other, other_higher = _clip_views(
+                views, linear, rows, clip, k, v, RANK, SIZES, FRAMED, FORM, ACC, BLOCK_K, BLOCK_D
+            )
+            other = _every(other, other_higher, FORM)
+            if FORM == "cp":
+                slope = other * sum_gated
+            else:
+                slope = sum_gated + other * (sum_g + sum_gated)
+            if FORM == "shared":
+                slope += sum_g
+            tl.store(
+                grad_rows[v] + clip * RANK + k, slope.to(hidden.dtype.element_ty), mask=k < RANK
+            )
+    if FORM == "cmf":
+        tl.store(
+            grad_linear_clip + clip * RANK + k, sum_g.to(hidden.dtype.element_ty), mask=k < RANK
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How the N rows of the result lie: clips of ``frames`` rows, and which views have them all."""
+
+    count: int
+    clips: int
+    frames: int
+    framed: tuple[bool, ...]
+
+
+def _lay_out(views: Sequence[Tensor], block_t: int) -> _Rows:
+    """Clips as they are, or cut to tiles if no view is shared by the frames of a clip."""
+    framed = tuple(view.ndim == 3 for view in views)
+    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
+    count = leading.numel()
+    if len(set(framed)) == 1:
+        return _Rows(count, triton.cdiv(count, block_t), block_t, (True,) * len(views))
+    return _Rows(count, leading[0], leading[1], framed)
+
+
+def config(
+    kernel: str, views: Sequence[Tensor], rank: int, outputs: int, constants: dict[str, Any]
+) -> dict[str, int]:
+    """Tile sizes and warps of the ``"forward"`` or the ``"backward"`` kernel for these sizes."""
+    frames = max((view.shape[1] for view in views if view.ndim == 3), default=views[0].shape[0])
+    if capability(views[0]) is None:
+        return {
+            "BLOCK_T": block(frames), "BLOCK_M": block(outputs), "BLOCK_K": block(rank),
+            "BLOCK_D": block(max(view.shape[-1] for view in views)),
+        }  # fmt: skip
+    if not uses_tensor_cores(constants):
+        tile = {"BLOCK_T": 32, "BLOCK_M": 64, "BLOCK_K": 32, "BLOCK_D": 32}
+        if constants["COMPUTE"] == tl.float64:
+            tile = dict.fromkeys(tile, 16)
+        return {**tile, "num_warps": 4, "num_stages": 2}
+    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_D": 64}
+    if kernel == "backward":
+        tile["BLOCK_K"] = 32  # more programs: there is one per clip and chunk of the rank
+    return {**tile, "num_warps": 4, "num_stages": 3}
+
+
+def hadamard_forward(
+    form: str,
+    views: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    out: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    """[y, noise] of form ``"cp"``, ``"shared"`` or ``"cmf"`` in one launch; ``linear`` for CMF."""
+    views, linear, rows = _dense(views), _dense(linear), _dense(rows)
+    out, (outputs, rank) = out.contiguous(), out.shape
+    extra = 0 if noise is None else noise.shape[-1]
+    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
+    result = views[0].new_empty((*leading, outputs + extra))
+    constants = arithmetic(out)
+    tile = config("forward", views, rank, outputs, constants)
+    layout = _lay_out(views, tile["BLOCK_T"])
+    tiles = layout.clips * triton.cdiv(layout.frames, tile["BLOCK_T"])
+    launch(
+        _forward_kernel,
+        (tiles if result.numel() else 0, max(1, triton.cdiv(outputs, tile["BLOCK_M"]))),
+        views, linear or rows, rows, out,
+        out if bias is None else bias.contiguous(),
+        out if noise is None else noise.contiguous(),
+        result, layout.frames, layout.count,
+        RANK=rank, OUTPUTS=outputs, NOISE=extra, FORM=form,
+        SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
+        BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+    )  # fmt: skip
+    return result
+
+
+def hadamard_backward(
+    form: str,
+    grad: Tensor,
+    views: Sequence[Tensor],
+    linear: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    out: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients in two launches: of views, linear and rows (one each per view), out, and bias.
+
+    The bias is last and only for the forms that have one; an empty tensor where not needed.
+    """
+    views, linear, rows = _dense(views), _dense(linear), _dense(rows)
+    grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
+    constants = arithmetic(out)
+    tile = config("backward", views, rank, outputs, constants)
+    layout = _lay_out(views, tile["BLOCK_T"])
+    flat = [view.reshape(-1, view.shape[-1]) for view in views]
+    grad_flat = grad.reshape(layout.count, grad.shape[-1])
+
+    hidden = out.new_empty(layout.count, rank)
+    grad_rows = tuple(out.new_empty(view.shape[0], rank) for view in flat)
+    every_frame, every_clip = hidden, hidden
+    if form == "cmf":
+        every_frame, every_clip = torch.empty_like(hidden), out.new_empty(layout.clips, rank)
+    launch(
+        _backward_kernel,
+        (layout.clips if rank else 0, triton.cdiv(rank, tile["BLOCK_K"])),
+        views, linear or rows, rows, out, grad, grad_rows, every_frame, every_clip, hidden,
+        layout.frames, layout.count, grad.shape[-1],
+        RANK=rank, OUTPUTS=outputs, FORM=form,
+        SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed, **constants, **tile,
+    )  # fmt: skip
+
+    operands = [*views, *linear, *rows, out, *([] if form == "cp" else [out[:, 0]])]
+    grads = [
+        torch.empty_like(x) if need else x.new_empty(0)
+        for x, need in zip(operands, needs, strict=True)
+    ]
+    count = len(views)
+    products: list[Product] = []
+    for v, view in enumerate(flat):
+        if needs[v]:
+            weight = rows[v][: view.shape[-1]]
+            more = None
+            if form == "cmf":
+                more = (every_frame if layout.framed[v] else every_clip, linear[v].mT)
+            products.append(Product(grads[v].reshape(view.shape), grad_rows[v], weight.mT, more))
+        if linear and needs[count + v]:
+            source = every_frame if layout.framed[v] else every_clip
+            products.append(Product(grads[count + v], view.mT, source))
+        at = count + len(linear) + v
+        if needs[at]:
+            products.append(Product(grads[at], view.mT, grad_rows[v]))
+    at = count + len(linear) + count
+    if needs[at]:
+        products.append(Product(grads[at], grad_flat[:, :outputs].mT, hidden))
+    if form != "cp" and needs[at + 1]:
+        nothing = hidden[:, :0].mT  # (0, N): a row of ones joins it
+        products.append(Product(grads[at + 1].unsqueeze(0), nothing, grad_flat[:, :outputs]))
+    multiply(products)
+    return grads
+
+
+def _dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x.contiguous() for x in tensors)

@@ -1,0 +1,158 @@
+"""Many matrix products in one launch, for the gradients of the fusion operators.
+
+A product C = A B, or A B + A' B', has operands of any strides, with or without a leading batch. If
+A lacks the last row or column that the sizes of B and C ask for, ones stand there: that is φ's
+appended 1, so C = [z, 1]ᵀ dp or p = [z, 1] A need no concatenation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
+
+
+@dataclass(frozen=True)
+class Product:
+    """``out = a @ b``, or ``a @ b + more[0] @ more[1]``; batches, if any, are of one size."""
+
+    out: Tensor
+    a: Tensor
+    b: Tensor
+    more: tuple[Tensor, Tensor] | None = None
+
+
+@triton.jit
+def _accumulate(
+    acc, a, b, batch, i, j, sizes, strides,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    rows, columns, inner, stored_rows, stored_inner = sizes
+    a += batch * strides[0]
+    b += batch * strides[3]
+    for start in range(0, inner, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        stored = (i[:, None] < stored_rows) & (k[None, :] < stored_inner)
+        x = tl.load(
+            a + i.to(tl.int64)[:, None] * strides[1] + k.to(tl.int64)[None, :] * strides[2],
+            mask=stored, other=0.0,
+        ).to(COMPUTE)  # fmt: skip
+        ones = (i[:, None] < rows) & (k[None, :] < inner) & ~stored
+        x = tl.where(ones, 1.0, x).to(COMPUTE)
+        y = tl.load(
+            b + k.to(tl.int64)[:, None] * strides[4] + j.to(tl.int64)[None, :] * strides[5],
+            mask=(k[:, None] < inner) & (j[None, :] < columns), other=0.0,
+        ).to(COMPUTE)  # fmt: skip
+        acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=ACC)
+    return acc
+
+
+@triton.jit
+def _products_kernel(
+    outs, lefts, rights, more_lefts, more_rights, sizes, strides, more_sizes, more_strides,
+    out_strides, batches,
+    TWO_TERMS: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Program p computes one tile of the product in whose range p falls."""
+    program = tl.program_id(0)
+    for n in tl.static_range(len(outs)):
+        rows = sizes[n][0]
+        columns = sizes[n][1]
+        across = tl.cdiv(columns, BLOCK_N)
+        tiles = tl.cdiv(rows, BLOCK_M) * across
+        if (program >= 0) & (program < tiles * batches[n]):
+            batch = (program // tiles).to(tl.int64)
+            tile = program % tiles
+            i = (tile // across) * BLOCK_M + tl.arange(0, BLOCK_M)
+            j = (tile % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+            acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+            acc = _accumulate(
+                acc, lefts[n], rights[n], batch, i, j, sizes[n], strides[n],
+                COMPUTE, ACC, PRECISION, BLOCK_K,
+            )  # fmt: skip
+            if TWO_TERMS[n]:
+                acc = _accumulate(
+                    acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n], more_strides[n],
+                    COMPUTE, ACC, PRECISION, BLOCK_K,
+                )  # fmt: skip
+            out = outs[n] + batch * out_strides[n][0]
+            tl.store(
+                out + i.to(tl.int64)[:, None] * out_strides[n][1]
+                + j.to(tl.int64)[None, :] * out_strides[n][2],
+                acc.to(out.dtype.element_ty),
+                mask=(i[:, None] < rows) & (j[None, :] < columns),
+            )  # fmt: skip
+        program -= tiles * batches[n]
+
+
+def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, int]:
+    """Tile sizes and warps for these products."""
+    first = products[0].out
+    if capability(first) is None:
+        m = max(p.out.shape[-2] for p in products)
+        n = max(p.out.shape[-1] for p in products)
+        k = max(p.a.shape[-1] for p in products)
+        return {"BLOCK_M": block(m), "BLOCK_N": block(n), "BLOCK_K": block(k)}
+    if uses_tensor_cores(constants):
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+    if constants["COMPUTE"] == tl.float64:
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
+
+
+def multiply(products: Sequence[Product]) -> None:
+    """Compute all products, in one launch. Sums run in a fixed order: the result is deterministic."""
+    products = [product for product in products if product.out.numel()]
+    if not products:
+        return
+    # The longest sums first, so that they do not start when everything else is done.
+    products.sort(key=lambda product: -product.a.shape[-1])
+    # Partial sums are kept in float32: the narrowest operand says what to compute in.
+    constants = arithmetic(min((x for p in products for x in (p.a, p.b)), key=Tensor.element_size))
+    tiles = config(products, constants)
+    grid = sum(
+        _batch(p.out)
+        * triton.cdiv(p.out.shape[-2], tiles["BLOCK_M"])
+        * triton.cdiv(p.out.shape[-1], tiles["BLOCK_N"])
+        for p in products
+    )
+    more = [p.more or (p.a, p.b) for p in products]
+    launch(
+        _products_kernel,
+        (grid,),
+        tuple(p.out for p in products),
+        tuple(p.a for p in products),
+        tuple(p.b for p in products),
+        tuple(a for a, _ in more),
+        tuple(b for _, b in more),
+        tuple(_sizes(p.out, p.a, p.b) for p in products),
+        tuple((*_strides(p.a), *_strides(p.b)) for p in products),
+        tuple(_sizes(p.out, a, b) for p, (a, b) in zip(products, more, strict=True)),
+        tuple((*_strides(a), *_strides(b)) for a, b in more),
+        tuple(_strides(p.out) for p in products),
+        tuple(_batch(p.out) for p in products),
+        TWO_TERMS=tuple(p.more is not None for p in products),
+        **constants,
+        **tiles,
+    )
+
+
+def _batch(x: Tensor) -> int:
+    return x.shape[0] if x.ndim == 3 else 1
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    return x.stride() if x.ndim == 3 else (0, *x.stride())
+
+
+def _sizes(out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:
+    rows, columns, inner = out.shape[-2], out.shape[-1], b.shape[-2]
+    missing = (rows - a.shape[-2], inner - a.shape[-1])
+    if missing not in ((0, 0), (1, 0), (0, 1)) or b.shape[-1] != columns:
+        raise ValueError(f"no product: {tuple(out.shape)} = {tuple(a.shape)} @ {tuple(b.shape)}")
+    return rows, columns, inner, a.shape[-2], a.shape[-1]
