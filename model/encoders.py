@@ -103,7 +103,7 @@ class NoiseEncoder(nn.Module):
     def sample(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw e (B, T, n) ~ N(0, σ²), on the CPU generator so that every device sees the same."""
         noise = torch.randn(batch, frames, self.dim, generator=generator) * self.std
-        return noise.to(self.rnn.weight_ih_l0.device)
+        return noise.to(next(self.parameters()).device)
 
     def forward(self, noise: Tensor) -> Tensor:
         return torch.tanh(self.rnn(noise)[0])

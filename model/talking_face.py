@@ -64,7 +64,8 @@ class TalkingFace(nn.Module):
         _check_inputs(self.config, still, audio)
         speech = self.audio(audio)  # (B, T, a)
         identity, skips = self.identity(still)  # (B, d)
-        noise = self.noise(self.noise.sample(*speech.shape[:2], generator=generator))
+        batch, frames, _ = speech.shape
+        noise = self.noise(self.noise.sample(batch, frames, generator))
         return self.generator(self.fusion([speech, identity], noise=noise), skips)
 
 

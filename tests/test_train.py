@@ -66,6 +66,7 @@ def test_a_run_leaves_checkpoint_logs_pictures_and_a_video_with_sound(data, tmp_
     assert frames.shape[0] == 2 * 15
     assert np.abs(audio).max() > 0.05
     assert (out / "samples" / "step_000004.png").stat().st_size > 1000
+    assert (out / "curves.png").stat().st_size > 1000
     assert list((out / "tensorboard").iterdir())
     assert json.loads((out / "environment.json").read_text())["torch"] == torch.__version__
     assert configuration.load_config(out).steps == 4

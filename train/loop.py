@@ -20,6 +20,7 @@ from train.checkpoint import (
     save_checkpoint,
 )
 from train.config import TrainConfig, UserError
+from train.curves import write_curves
 from train.data.batches import StepSampler, make_loader, open_set
 from train.data.prepared import PreparedSet
 from train.gan import Batch, Trainer
@@ -101,9 +102,11 @@ def train(config: TrainConfig) -> Path:
     finally:
         bar.close()
         log.close()
+    curves = write_curves(run)
     print(f"\ndone: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
     print(f"  pictures    {run / 'samples'}/step_{config.steps:06d}.png")
     print(f"  video       {run / 'samples'}/step_{config.steps:06d}.mp4")
+    print(f"  curves      {curves}")
     return run
 
 
