@@ -1,5 +1,7 @@
 """The frame, sequence and synchronisation discriminators; each returns logits (real > 0)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,9 @@ class SyncDiscriminator(nn.Module):
             config.sample_rate, config.sync_dim, max(config.audio_dim // 16, 1)
         )
         self.classify = nn.Linear(1, 1)
+        # near means in sync; a random pair starts with a logit of about −1, not −20
+        nn.init.constant_(self.classify.weight, -1 / math.sqrt(config.sync_dim))
+        nn.init.zeros_(self.classify.bias)
 
     def forward(self, frames: Tensor, audio: Tensor) -> Tensor:
         """frames (B, n, 3, H, W), n = 0.2 s; audio (B, W), the same 0.2 s → logits (B,)."""
