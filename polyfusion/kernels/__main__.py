@@ -5,25 +5,19 @@ python -m polyfusion.kernels cp_bfloat16          only the calls whose names beg
 """
 
 import json
-import os
 import sys
 
+import triton
 
-def main(prefixes: list[str]) -> None:
-    os.environ["TRITON_INTERPRET"] = "0"
-    if "triton" in sys.modules:
-        raise SystemExit(
-            "Triton is imported already, perhaps interpreted: run with TRITON_INTERPRET=0"
-        )
-    import triton
+from polyfusion.kernels.compile import SHARED_LIMIT, compile_shipped
 
-    from polyfusion.kernels import compile
 
-    rows = {}
-    for capability in compile.SHARED_LIMIT:
-        rows[capability] = compile.compile_shipped(capability, prefixes)
-    print(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1))
+def main(prefixes: tuple[str, ...]) -> None:
+    if triton.knobs.runtime.interpret:
+        raise SystemExit("Triton interprets its kernels here: set TRITON_INTERPRET=0")
+    kernels = {capability: compile_shipped(capability, prefixes) for capability in SHARED_LIMIT}
+    print(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(tuple(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """What the launchers share: where a kernel runs, what it computes in, and how it is launched."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ _pretended: int | None = None
 
 @contextlib.contextmanager
 def pretend(capability: int) -> Iterator[None]:
-    """Choose configurations as on a GPU of this compute capability (80, 90, ...), to compile them."""
+    """Choose configurations as on a GPU of this capability (80, 90, ...), to compile them."""
     global _pretended
     previous, _pretended = _pretended, capability
     try:
@@ -63,6 +64,33 @@ def block(size: int, low: int = 16, high: int = 1024) -> int:
     return max(low, min(high, triton.next_power_of_2(max(size, 1))))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How the N rows of a result lie: clips of ``frames`` rows, and which views have them all."""
+
+    leading: tuple[int, ...]
+    count: int
+    clips: int
+    frames: int
+    framed: tuple[bool, ...]
+
+
+def lay_out(views: Sequence[Tensor], block_t: int) -> Rows:
+    """Clips as they are, or cut to tiles if no view is shared by the frames of a clip."""
+    framed = tuple(view.ndim == 3 for view in views)
+    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
+    count = leading.numel()
+    if len(set(framed)) == 1:
+        clips = triton.cdiv(count, block_t)
+        return Rows(tuple(leading), count, clips, block_t, (True,) * len(views))
+    return Rows(tuple(leading), count, *leading, framed)
+
+
+def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors, laid out contiguously."""
+    return tuple(x.contiguous() for x in tensors)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty."""
     if 0 in grid:
@@ -79,3 +107,29 @@ def _leaves(arguments: Any) -> Iterator[Any]:
             yield from _leaves(item)
         else:
             yield item
+
+
+@triton.jit
+def project(
+    view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_T, BLOCK_K): the frames' rows of z W, or of [z, 1] W."""
+    acc = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    for start in range(0, SIZE, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        z = tl.load(
+            view + rows[:, None] * SIZE + d[None, :],
+            mask=live[:, None] & (d[None, :] < SIZE), other=0.0,
+        )  # fmt: skip
+        w = tl.load(
+            weight + d[:, None] * RANK + k[None, :],
+            mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
+        )  # fmt: skip
+        acc = tl.dot(
+            z.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
+        )  # fmt: skip
+    if BIASED:
+        acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)[None, :]
+    return acc

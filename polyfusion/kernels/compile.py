@@ -53,8 +53,8 @@ class _Target:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def compile_shipped(capability: int, names: list[str] | None = None) -> list[dict[str, Any]]:
-    """Compile the launches of all shipped calls, or of those named, for one compute capability.
+def compile_shipped(capability: int, prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Compile the launches of the shipped calls whose names begin so, for one capability.
 
     Returns one row per distinct kernel: call, kernel, config, registers per thread, bytes of stack
     (where spills go) and of shared memory, and the matrix instruction ("fma" without one).
@@ -77,8 +77,9 @@ def compile_shipped(capability: int, names: list[str] | None = None) -> list[dic
     JITFunction.run = compile_only
     try:
         with common.pretend(capability):
-            for name in names or sorted(SHIPPED):
-                SHIPPED[name]()
+            for name in sorted(SHIPPED):
+                if name.startswith(prefixes or ("",)):
+                    SHIPPED[name]()
     finally:
         JITFunction.run = run
     return rows

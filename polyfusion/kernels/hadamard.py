@@ -11,7 +11,6 @@ does not cancel. A program never leaves its clip, so a clip's own views are proj
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
+from polyfusion.kernels.common import (
+    arithmetic,
+    block,
+    capability,
+    dense,
+    launch,
+    lay_out,
+    project,
+    uses_tensor_cores,
+)
 from polyfusion.kernels.matmul import Product, multiply
-
-
-@triton.jit
-def _project(
-    view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
-    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """(BLOCK_T, BLOCK_K): the frames' rows of z W, or of [z, 1] W."""
-    acc = tl.zeros((BLOCK_T, BLOCK_K), ACC)
-    for start in range(0, SIZE, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        z = tl.load(
-            view + rows[:, None] * SIZE + d[None, :],
-            mask=live[:, None] & (d[None, :] < SIZE), other=0.0,
-        )  # fmt: skip
-        w = tl.load(
-            weight + d[:, None] * RANK + k[None, :],
-            mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
-        )  # fmt: skip
-        acc = tl.dot(
-            z.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
-        )  # fmt: skip
-    if BIASED:
-        acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)[None, :]
-    return acc
 
 
 @triton.jit
@@ -152,13 +134,13 @@ def _forward_kernel(
         higher = tl.zeros((BLOCK_T, BLOCK_K), ACC)
         for v in tl.static_range(len(FRAMED)):
             if FRAMED[v]:
-                r = _project(
+                r = project(
                     views[v], rows[v], n, live, k, SIZES[v], RANK, FORM == "cp",
                     COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
                 first, higher = _merge(first, higher, r, FORM)
                 if FORM == "cmf":
-                    terms += _project(
+                    terms += project(
                         views[v], linear[v], n, live, k, SIZES[v], RANK, False,
                         COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
                     )  # fmt: skip
@@ -233,14 +215,14 @@ def _backward_kernel(
         projected = ()
         for v in tl.static_range(len(FRAMED)):
             if FRAMED[v]:
-                r = _project(
+                r = project(
                     views[v], rows[v], n, live, k, SIZES[v], RANK, FORM == "cp",
                     COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
                 projected = projected + (r,)  # noqa: RUF005
                 first, higher = _merge(first, higher, r, FORM)
                 if FORM == "cmf":
-                    terms += _project(
+                    terms += project(
                         views[v], linear[v], n, live, k, SIZES[v], RANK, False,
                         COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
                     )  # fmt: skip
@@ -262,10 +244,9 @@ def _backward_kernel(
                     if FRAMED[u] and u != v:
                         other, other_higher = _merge(other, other_higher, projected[u], FORM)
                 other = _every(other, other_higher, FORM)
-                if FORM == "cp":
-                    slope = other * clip_every[None, :]
-                else:
-                    slope = other + clip_every[None, :] + other * clip_every[None, :]
+                slope = other * clip_every[None, :]
+                if FORM != "cp":
+                    slope += other + clip_every[None, :]
                 if FORM == "shared":
                     slope += 1.0
                 tl.store(grad_rows[v] + at, (g * slope).to(hidden.dtype.element_ty), mask=inside)
@@ -275,10 +256,9 @@ def _backward_kernel(
                 views, linear, rows, clip, k, v, RANK, SIZES, FRAMED, FORM, ACC, BLOCK_K, BLOCK_D
             )
             other = _every(other, other_higher, FORM)
-            if FORM == "cp":
-                slope = other * sum_gated
-            else:
-                slope = sum_gated + other * (sum_g + sum_gated)
+            slope = other * sum_gated
+            if FORM != "cp":
+                slope += sum_gated + other * sum_g
             if FORM == "shared":
                 slope += sum_g
             tl.store(
@@ -288,26 +268,6 @@ def _backward_kernel(
         tl.store(
             grad_linear_clip + clip * RANK + k, sum_g.to(hidden.dtype.element_ty), mask=k < RANK
         )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """How the N rows of the result lie: clips of ``frames`` rows, and which views have them all."""
-
-    count: int
-    clips: int
-    frames: int
-    framed: tuple[bool, ...]
-
-
-def _lay_out(views: Sequence[Tensor], block_t: int) -> _Rows:
-    """Clips as they are, or cut to tiles if no view is shared by the frames of a clip."""
-    framed = tuple(view.ndim == 3 for view in views)
-    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
-    count = leading.numel()
-    if len(set(framed)) == 1:
-        return _Rows(count, triton.cdiv(count, block_t), block_t, (True,) * len(views))
-    return _Rows(count, leading[0], leading[1], framed)
 
 
 def config(
@@ -341,14 +301,13 @@ def hadamard_forward(
     noise: Tensor | None,
 ) -> Tensor:
     """[y, noise] of form ``"cp"``, ``"shared"`` or ``"cmf"`` in one launch; ``linear`` for CMF."""
-    views, linear, rows = _dense(views), _dense(linear), _dense(rows)
+    views, linear, rows = dense(views), dense(linear), dense(rows)
     out, (outputs, rank) = out.contiguous(), out.shape
     extra = 0 if noise is None else noise.shape[-1]
-    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
-    result = views[0].new_empty((*leading, outputs + extra))
     constants = arithmetic(out)
     tile = config("forward", views, rank, outputs, constants)
-    layout = _lay_out(views, tile["BLOCK_T"])
+    layout = lay_out(views, tile["BLOCK_T"])
+    result = out.new_empty((*layout.leading, outputs + extra))
     tiles = layout.clips * triton.cdiv(layout.frames, tile["BLOCK_T"])
     launch(
         _forward_kernel,
@@ -377,11 +336,11 @@ def hadamard_backward(
 
     The bias is last and only for the forms that have one; an empty tensor where not needed.
     """
-    views, linear, rows = _dense(views), _dense(linear), _dense(rows)
+    views, linear, rows = dense(views), dense(linear), dense(rows)
     grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
     constants = arithmetic(out)
     tile = config("backward", views, rank, outputs, constants)
-    layout = _lay_out(views, tile["BLOCK_T"])
+    layout = lay_out(views, tile["BLOCK_T"])
     flat = [view.reshape(-1, view.shape[-1]) for view in views]
     grad_flat = grad.reshape(layout.count, grad.shape[-1])
 
@@ -427,7 +386,3 @@ def hadamard_backward(
         products.append(Product(grads[at + 1].unsqueeze(0), nothing, grad_flat[:, :outputs]))
     multiply(products)
     return grads
-
-
-def _dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(x.contiguous() for x in tensors)

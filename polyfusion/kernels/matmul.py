@@ -1,8 +1,9 @@
 """Many matrix products in one launch, for the gradients of the fusion operators.
 
-A product C = A B, or A B + A' B', has operands of any strides, with or without a leading batch. If
-A lacks the last row or column that the sizes of B and C ask for, ones stand there: that is φ's
-appended 1, so C = [z, 1]ᵀ dp or p = [z, 1] A need no concatenation.
+A product C = A B, or A B + A' B', has operands of any strides, with or without a leading batch; a
+batch that C does not have is summed. If A lacks the last row or column that the sizes of B and C
+ask for, ones stand there: that is φ's appended 1, so C = [z, 1]ᵀ dp or p = [z, 1] A need no
+concatenation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from polyfusion.kernels.common import arithmetic, block, capability, launch, use
 
 @dataclass(frozen=True)
 class Product:
-    """``out = a @ b``, or ``a @ b + more[0] @ more[1]``; batches, if any, are of one size."""
+    """``out = a @ b``, or ``a @ b + more[0] @ more[1]``; batched operands have one batch size."""
 
     out: Tensor
     a: Tensor
@@ -54,7 +55,7 @@ def _accumulate(
 @triton.jit
 def _products_kernel(
     outs, lefts, rights, more_lefts, more_rights, sizes, strides, more_sizes, more_strides,
-    out_strides, batches,
+    out_strides, batches, sums,
     TWO_TERMS: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -71,10 +72,11 @@ def _products_kernel(
             i = (tile // across) * BLOCK_M + tl.arange(0, BLOCK_M)
             j = (tile % across) * BLOCK_N + tl.arange(0, BLOCK_N)
             acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-            acc = _accumulate(
-                acc, lefts[n], rights[n], batch, i, j, sizes[n], strides[n],
-                COMPUTE, ACC, PRECISION, BLOCK_K,
-            )  # fmt: skip
+            for s in range(0, sums[n]):
+                acc = _accumulate(
+                    acc, lefts[n], rights[n], batch + s, i, j, sizes[n], strides[n],
+                    COMPUTE, ACC, PRECISION, BLOCK_K,
+                )  # fmt: skip
             if TWO_TERMS[n]:
                 acc = _accumulate(
                     acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n], more_strides[n],
@@ -106,7 +108,7 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
 
 
 def multiply(products: Sequence[Product]) -> None:
-    """Compute all products, in one launch. Sums run in a fixed order: the result is deterministic."""
+    """Compute all products in one launch. Sums run in a fixed order: it is deterministic."""
     products = [product for product in products if product.out.numel()]
     if not products:
         return
@@ -136,6 +138,7 @@ def multiply(products: Sequence[Product]) -> None:
         tuple((*_strides(a), *_strides(b)) for a, b in more),
         tuple(_strides(p.out) for p in products),
         tuple(_batch(p.out) for p in products),
+        tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
         TWO_TERMS=tuple(p.more is not None for p in products),
         **constants,
         **tiles,

@@ -119,5 +119,5 @@ def register_fusion(
 
 
 def _alias(x: Tensor) -> Tensor:
-    """A tensor of its own in the graph, so that inputs made from each other are not counted twice."""
+    """A tensor of its own in the graph: inputs made from each other are not counted twice."""
     return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()

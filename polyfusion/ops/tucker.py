@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._register import register_fusion
 
 
 def tucker_fusion(
@@ -55,7 +56,9 @@ def tucker_fusion(
     common.check_shape("out", out, "(m, k_1)", (out.shape[0], core.shape[0]))
     common.check_noise(noise, leading)
     common.check_alike(views=views, core=core, factors=factors, out=out, noise=noise)
-    resolve(kernels, views, unsupported="this operator has no fused kernel yet")
+    chosen = resolve(kernels, views)
+    if chosen != "eager":
+        return _fused(views, core, factors, out, noise, chosen)
     return common.with_noise(tucker_eager(views, core, factors, out), noise)
 
 
@@ -92,3 +95,27 @@ def khatri_rao(factors: Sequence[Tensor]) -> Tensor | None:
     if not factors:
         return None
     return reduce(lambda x, y: (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2), factors)
+
+
+def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
+    from polyfusion.kernels.tucker import tucker_forward
+
+    return tucker_forward(*operands, noise)
+
+
+def _backward(
+    kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
+) -> list[Tensor]:
+    from polyfusion.kernels.tucker import tucker_backward
+
+    return tucker_backward(grad, *operands, needs)
+
+
+_fused = register_fusion(
+    "tucker_fusion",
+    "Tensor[] views, Tensor core, Tensor[] factors, Tensor out",
+    eager=tucker_eager,
+    forward=_forward,
+    backward=_backward,
+    outputs=lambda views, core, factors, out: out.shape[0],
+)

@@ -1,0 +1,40 @@
+"""The fusion kernels' calls to compile ahead: the paper's sizes, 16 clips of 75 frames."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from polyfusion.kernels.compile import shipped
+from polyfusion.kernels.hadamard import hadamard_backward, hadamard_forward
+from polyfusion.kernels.tucker import tucker_backward, tucker_forward
+
+B, T, A, D, M, N, K = 16, 75, 256, 128, 384, 10, 128
+
+
+def _hadamard(form: str, make: Callable[..., Tensor]) -> None:
+    one = 1 if form == "cp" else 0
+    views = [make(B, T, A), make(B, D)]
+    rows = [make(A + one, K), make(D + one, K)]
+    linear = [make(A, K), make(D, K)] if form == "cmf" else []
+    bias = [] if form == "cp" else [make(M)]
+    out, noise = make(M, K), make(B, T, N)
+    hadamard_forward(form, views, linear, rows, out, bias[0] if bias else None, noise)
+    needs = [True] * len([*views, *linear, *rows, out, *bias])
+    hadamard_backward(form, make(B, T, M + N), views, linear, rows, out, needs)
+
+
+def _tucker(make: Callable[..., Tensor]) -> None:
+    views, core, out = [make(B, T, A), make(B, D)], make(M // 2, A // 2, D // 2), make(M, M // 2)
+    factors = [make(A + 1, A // 2), make(D + 1, D // 2)]
+    tucker_forward(views, core, factors, out, make(B, T, N))
+    tucker_backward(make(B, T, M + N), views, core, factors, out, [True] * 6)
+
+
+for _dtype in (torch.bfloat16, torch.float32):
+    _make = partial(torch.empty, dtype=_dtype)
+    _suffix = str(_dtype).removeprefix("torch.")
+    for _form, _name in (("cp", "cp"), ("cmf", "cmf"), ("shared", "cmf_sr")):
+        shipped(f"{_name}_{_suffix}")(partial(_hadamard, _form, _make))
+    shipped(f"tucker_{_suffix}")(partial(_tucker, _make))
