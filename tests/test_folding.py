@@ -1,0 +1,35 @@
+"""The folded generator is the same function."""
+
+import pytest
+import torch
+
+from model.folding import fold
+from model.talking_face import TalkingFace
+from tests.test_model import SMALL, inputs
+
+
+@pytest.mark.parametrize("fusion", ["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"])
+def test_folding_changes_nothing_but_rounding(fusion):
+    torch.manual_seed(0)
+    model = TalkingFace(SMALL, fusion)
+    still, audio = inputs(SMALL)
+    for _ in range(20):  # statistics and parameters that are not the initial ones
+        model(still, audio)
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    model.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    folded = fold(model)
+    with torch.no_grad():
+        expected = model(still, audio, torch.Generator().manual_seed(0))
+        got = folded(still, audio, torch.Generator().manual_seed(0))
+    assert expected.std() > 0.01  # something to compare
+    assert (got - expected).abs().max() < 1e-5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_last_factor_is_gone():
+    model = TalkingFace(SMALL, "cp")
+    folded = fold(model)
+    assert folded.generator.first.in_features == SMALL.rank + SMALL.noise_dim
+    assert not any("norm" in name for name, _ in folded.generator.named_modules())
