@@ -4,8 +4,10 @@ Shapes: B clips, T frames per clip, N = B·T; frame maps are (N, C, H, W), clip 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from polyfusion.ops.conv import conv2d, conv_transpose2d
+from polyfusion.ops.norm import norm_activation
 
 
 class NormActivation(nn.Module):
@@ -35,21 +37,27 @@ class NormActivation(nn.Module):
         nn.init.normal_(self.weight, 1.0, 0.02)
 
     def forward(self, u: Tensor, s: Tensor | None = None) -> Tensor:
-        if s is not None:
-            u = (u.unflatten(0, (s.shape[0], -1)) + s.unsqueeze(1)).flatten(0, 1)
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        y = F.batch_norm(
+        statistics = (None, None) if self.training else (self.running_mean, self.running_var)
+        y, mean, var = norm_activation(
             u,
-            self.running_mean,
-            self.running_var,
+            s,
             self.weight,
             self.bias,
-            self.training,
-            self.momentum,
-            self.eps,
+            *statistics,
+            eps=self.eps,
+            slope=self.slope,
+            kernels=self.kernels,
         )
-        return F.leaky_relu(y, self.slope)
+        if self.training and u.numel():
+            self._track(mean, var, u.numel() // self.channels)
+        return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        unbiased = var * (count / (count - 1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, slope={self.slope}, kernels={self.kernels!r}"
@@ -67,17 +75,15 @@ class SkipConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         skip_channels = channels if skip_channels is None else skip_channels
-        self.weight_x = nn.Parameter(torch.empty(channels, channels, 3, 3))
-        self.weight_skip = nn.Parameter(torch.empty(channels, skip_channels, 3, 3))
+        self.weight_x = nn.Parameter(_channels_last(channels, channels, 3, 3))
+        self.weight_skip = nn.Parameter(_channels_last(channels, skip_channels, 3, 3))
         self.norm = NormActivation(channels, kernels=kernels)
         nn.init.normal_(self.weight_x, 0.0, 0.02)
         nn.init.normal_(self.weight_skip, 0.0, 0.02)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map x (B·T, C, H, W) and skip (B, C_s, H, W) to (B·T, C, H, W)."""
-        return self.norm(
-            F.conv2d(x, self.weight_x, padding=1), F.conv2d(skip, self.weight_skip, padding=1)
-        )
+        return self.norm(conv2d(x, self.weight_x), conv2d(skip, self.weight_skip))
 
 
 class UpConvBlock(nn.Module):
@@ -94,13 +100,15 @@ class UpConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(
+            _channels_last(in_channels, out_channels, kernel_size, kernel_size)
+        )
         self.norm = NormActivation(out_channels, kernels=kernels)
         nn.init.normal_(self.weight, 0.0, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, C_in, H, W) to (N, C_out, 2H, 2W)."""
-        u = F.conv_transpose2d(x, self.weight, stride=self.stride, padding=self.padding)
+        u = conv_transpose2d(x, self.weight, stride=self.stride, padding=self.padding)
         return self.norm(u)
 
 
@@ -111,14 +119,15 @@ class FirstBlock(nn.Module):
         self, in_features: int, channels: int, size: tuple[int, int] = (4, 3), kernels: str = "auto"
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(in_features, channels, *size))
+        self.weight = nn.Parameter(_channels_last(in_features, channels, *size))
         self.norm = NormActivation(channels, kernels=kernels)
         nn.init.normal_(self.weight, 0.0, 0.02)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (N, c) to (N, channels, *size)."""
-        u = (z @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
-        return self.norm(u)
+        c, h, w = self.weight.shape[1:]
+        u = z @ self.weight.permute(0, 2, 3, 1).flatten(1)  # (N, H·W·C)
+        return self.norm(u.view(-1, h, w, c).permute(0, 3, 1, 2))
 
 
 class FinalBlock(nn.Module):
@@ -127,12 +136,12 @@ class FinalBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int = 3, kernels: str = "auto") -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, 4, 4))
+        self.weight = nn.Parameter(_channels_last(in_channels, out_channels, 4, 4))
         nn.init.normal_(self.weight, 0.0, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, C, H, W) to an image (N, 3, 2H, 2W) in (-1, 1)."""
-        return torch.tanh(F.conv_transpose2d(x, self.weight, stride=2, padding=1))
+        return torch.tanh(conv_transpose2d(x, self.weight))
 
 
 def split_skip_weight(weight: Tensor, skip_channels: int | None = None) -> tuple[Tensor, Tensor]:
@@ -152,3 +161,7 @@ def split_skip_weight(weight: Tensor, skip_channels: int | None = None) -> tuple
 def merge_skip_weight(weight_x: Tensor, weight_skip: Tensor) -> Tensor:
     """The inverse of :func:`split_skip_weight`: a published weight (C + C_s, C, 3, 3)."""
     return torch.cat([weight_x, weight_skip], 1).transpose(0, 1).flip(2, 3).contiguous()
+
+
+def _channels_last(*shape: int) -> Tensor:
+    return torch.empty(shape).contiguous(memory_format=torch.channels_last)

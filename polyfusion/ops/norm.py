@@ -1,0 +1,348 @@
+"""Batch normalisation of u + s and a (leaky) ReLU, with s constant over a clip's frames.
+
+Shapes: u (B·T, C, H, W); s (B, C, H, W) or None; n = B·T·H·W values per channel.
+
+Neither u + s nor the result is kept for the backward, and the convolution that takes the result
+need not keep it either (:func:`recompute_activation`): of each layer only u is. The forward
+allocates its result and the backward du, nothing else of that size. On a CPU that is where the time
+goes: touching fresh memory costs ten times as much as a pass of arithmetic over memory in use.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from polyfusion.ops._common import shape_of
+from polyfusion.ops._dispatch import resolve
+
+CHANNELS = (0, 2, 3)  # what a sum per channel runs over
+
+
+def norm_activation(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    slope: float = 0.0,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise u + s per channel, scale and shift it, and apply a (leaky) ReLU.
+
+    Args:
+        u: (B·T, C, H, W) in any memory format; the result has the same.
+        s: (B, C, H, W) of u's dtype, constant over each clip's T frames, or None.
+        weight: (C,), in a precision of its own; so is ``bias``.
+        bias: (C,).
+        mean: (C,) constants to normalise with, both or none. None: the statistics of the batch.
+        var: (C,).
+        eps: added to the variance.
+        slope: the negative slope, 0 for ReLU.
+        kernels: "auto", "eager", "triton" or "cuda".
+
+    Returns:
+        The result in u's dtype, and the mean and the biased variance of u + s it used. Gradients
+        flow through the batch's statistics into the result, not out of the last two. Differentiable
+        to any order.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        KernelsUnavailable: the kernels asked for cannot run here.
+    """
+    check_norm(u, s, weight=weight, bias=bias, mean=mean, var=var)
+    if (mean is None) != (var is None):
+        raise ValueError("mean and var: expected both or neither, got one of them")
+    chosen = resolve(kernels, [u])
+    if mean is None or var is None:
+        if u.numel() == u.shape[1] > 0:
+            raise ValueError(
+                f"u has shape {shape_of(u)}: one value per channel has no variance; "
+                "expected more frames, or mean and var"
+            )
+        return _norm_activation(u, s, weight, bias, None, None, eps, slope, chosen)
+    if chosen == "eager":
+        return plain(u, s, weight, bias, mean, var, eps, slope), mean, var
+    return _norm_activation(u, s, weight, bias, mean, var, eps, slope, chosen)[0], mean, var
+
+
+def check_norm(u: Tensor, s: Tensor | None, **per_channel: Tensor | None) -> None:
+    """Raise ``ValueError`` naming the argument that does not fit u."""
+    if not isinstance(u, Tensor) or u.ndim != 4 or not u.is_floating_point():
+        got = f"{u.dtype} {shape_of(u)}" if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(f"u: expected a floating tensor (B·T, C, H, W), got {got}")
+    if s is not None:
+        if s.ndim != 4 or s.shape[1:] != u.shape[1:]:
+            raise ValueError(f"s has shape {shape_of(s)}, expected (B, *{shape_of(u)[1:]}) as u")
+        check_clips("s", s, u.shape[0])
+        if s.dtype != u.dtype or s.device != u.device:
+            raise ValueError(f"s is {s.dtype} on {s.device}, expected {u.dtype} on {u.device} as u")
+    for name, value in per_channel.items():
+        if value is None:
+            continue
+        if value.shape != u.shape[1:2] or not value.is_floating_point():
+            raise ValueError(
+                f"{name}: expected a floating tensor (C,) = ({u.shape[1]},) as u's channels, "
+                f"got {value.dtype} {shape_of(value)}"
+            )
+        if value.device != u.device:
+            raise ValueError(f"{name} is on {value.device}, expected {u.device} as u")
+
+
+def check_clips(name: str, clip: Tensor, frames: int) -> None:
+    """Raise ``ValueError`` unless the clips divide the frames."""
+    clips = clip.shape[0]
+    if (clips == 0 and frames > 0) or (clips > 0 and frames % clips):
+        raise ValueError(f"{name} has {clips} clips, expected a divisor of the {frames} frames")
+
+
+def per_clip(u: Tensor, clips: int) -> Tensor:
+    """View frames (B·T, ...) as (B, T, ...)."""
+    return u.unflatten(0, (clips, u.shape[0] // clips if clips else 0))
+
+
+def plain(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """The result in plain PyTorch, with given statistics or those of the batch."""
+    if s is not None:
+        u = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
+    if u.numel() == 0:
+        return u * weight.sum().to(u.dtype)
+    y = F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps)
+    return F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
+
+
+def _eager(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u + s normalised, without the activation, and its statistics: one new tensor of u's size."""
+    result = torch.empty_like(u)
+    x = u
+    if s is not None:
+        x = result
+        torch.add(per_clip(u, s.shape[0]), s.unsqueeze(1), out=per_clip(x, s.shape[0]))
+    like = {"dtype": accumulate(u), "device": u.device}
+    batch_mean, invstd = (torch.zeros(u.shape[1], **like) for _ in range(2))
+    if u.numel() == 0:
+        return result, batch_mean, invstd
+    torch.ops.aten.native_batch_norm.out(
+        x, weight, bias, mean, var, mean is None, 0.0, eps,
+        out=result, save_mean=batch_mean, save_invstd=invstd,
+    )  # fmt: skip
+    return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
+
+
+def _activate(x: Tensor, slope: float) -> Tensor:
+    return x.relu_() if slope == 0 else F.leaky_relu_(x, slope)
+
+
+def _eager_backward(
+    grad: Tensor,
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    slope: float,
+) -> list[Tensor]:
+    """du, ds, dweight, dbias of a batch: one new tensor of u's size.
+
+    With g = grad through the activation, x = u + s and k = Σ g (x - mean) / (σ² n):
+    du = weight / σ · (g - Σ g / n - (x - mean) k).
+    """
+    clips, kind = 1 if s is None else s.shape[0], accumulate(u)
+    du, _, _ = _eager(u.to(kind), s, weight.to(kind), bias.to(kind), mean, var, eps)
+    if slope == 0:
+        torch.ops.aten.threshold_backward.grad_input(grad.to(kind), du, 0, grad_input=du)
+    else:
+        torch.ops.aten.leaky_relu_backward.grad_input(
+            grad.to(kind), du, slope, False, grad_input=du
+        )
+    count = max(1, u.numel() // max(1, u.shape[1]))
+    invstd = (var + eps).rsqrt()
+    total, dot = du.sum(CHANNELS), _dot(du, u, s, mean)
+    scale = weight.to(kind) * invstd
+    k = scale * invstd.square() * dot / count
+    du.mul_(_maps(scale)).addcmul_(u, _maps(-k)).add_(_maps(k * mean - scale * total / count))
+    ds = u.new_empty(0)
+    if s is not None:
+        per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
+        ds = per_clip(du, clips).sum(1).to(s.dtype)
+    return [du.to(u.dtype), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
+
+
+def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
+    """Σ g (u + s - mean) per channel, a few frames at a time, in memory that stays in the cache."""
+    total = torch.zeros_like(mean)
+    frames = 0 if s is None or s.shape[0] == 0 else u.shape[0] // s.shape[0]
+    step = max(1, 2**18 // max(1, u[:1].numel()))
+    for clip in range(1 if s is None else s.shape[0]):
+        first, last = clip * frames, (clip + 1) * frames if s is not None else u.shape[0]
+        for at in range(first, last, step):
+            here = slice(at, min(at + step, last))
+            shift = _maps(mean) if s is None else _maps(mean) - s[clip]
+            total += (u[here] - shift).mul_(g[here]).sum(CHANNELS)
+    return total
+
+
+def accumulate(u: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics."""
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def _maps(per_channel: Tensor) -> Tensor:
+    return per_channel.view(-1, 1, 1)
+
+
+@custom_op("polyfusion::norm_activation", mutates_args=())
+def _norm_activation(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    slope: float,
+    kernels: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, mean and variance; the last two are empty if they were given."""
+    y, *statistics = _eager(u, s, weight, bias, mean, var, eps)
+    if mean is not None:
+        statistics = [x.new_empty(0) for x in statistics]
+    return _activate(y, slope), *statistics
+
+
+@custom_op("polyfusion::norm_activation_backward", mutates_args=())
+def _norm_activation_backward(
+    grad: Tensor,
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    batch: bool,
+    eps: float,
+    slope: float,
+    kernels: str,
+) -> list[Tensor]:
+    """Gradients of u, s (empty without it), weight and bias."""
+    return _eager_backward(grad, u, s, weight, bias, mean, var, eps, slope)
+
+
+@_norm_activation.register_fake
+def _(
+    u: Tensor, s: Any, weight: Tensor, bias: Tensor, mean: Any, var: Any, *_rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = u.shape[1] if mean is None else 0
+    like = {"dtype": accumulate(u)}
+    return torch.empty_like(u), u.new_empty(size, **like), u.new_empty(size, **like)
+
+
+@_norm_activation_backward.register_fake
+def _(
+    grad: Tensor, u: Tensor, s: Tensor | None, weight: Tensor, bias: Tensor, *_rest: Any
+) -> list[Tensor]:
+    ds = u.new_empty(0) if s is None else torch.empty_like(s)
+    return [torch.empty_like(u), ds, torch.empty_like(weight), torch.empty_like(weight)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    u, s, weight, bias, mean, var, *ctx.constants = inputs
+    _y, batch_mean, batch_var = output
+    ctx.batch = mean is None
+    if ctx.batch:
+        mean, var = batch_mean, batch_var
+    ctx.mark_non_differentiable(batch_mean, batch_var)
+    ctx.save_for_backward(u, s, weight, bias, mean, var)
+
+
+def _first_order(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, ...]:
+    grads: Sequence[Tensor] = _norm_activation_backward(
+        grad, *ctx.saved_tensors, ctx.batch, *ctx.constants
+    )
+    needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[:4], strict=True)]
+    return (*needed, None, None, None, None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *tensors, ctx.batch, ctx.eps, ctx.slope, _kernels = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
+    grad, u, s, weight, bias, mean, var = ctx.saved_tensors
+    higher = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(u.device.type, enabled=False):
+        aliases = [_alias(x) for x in (grad, u, s, weight, bias)]
+        statistics = (None, None) if ctx.batch else (mean, var)
+        y = plain(*aliases[1:], *statistics, ctx.eps, ctx.slope)
+        wanted = [x for x in aliases[1:] if x is not None]
+        given = [c for c, x in zip(cotangents, aliases[1:], strict=True) if x is not None]
+        first = torch.autograd.grad(y, wanted, aliases[0], create_graph=True)
+        second = iter(
+            torch.autograd.grad(
+                first, [aliases[0], *wanted], given, create_graph=higher, allow_unused=True
+            )
+        )
+    grad, u, s, weight, bias = (None if x is None else next(second) for x in aliases)
+    return (grad, u, s, weight, bias, *[None] * 6)
+
+
+def _alias(x: Tensor | None) -> Tensor | None:
+    """A tensor of its own in the graph: inputs made from each other must not be counted twice."""
+    if x is None:
+        return None
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+
+
+@contextlib.contextmanager
+def recompute_activation(y: Tensor) -> Iterator[None]:
+    """Operators called within do not keep ``y``, a result of :func:`norm_activation`, for their
+    backward: they keep what it was made from, which is kept anyway, and make it again."""
+    node = None if torch.compiler.is_compiling() else y.grad_fn
+    if node is None or "polyfusion_norm_activation_default" not in node.name():
+        yield
+        return
+    made_from = (*node.saved_tensors, *node.constants)
+    address, shape = y.data_ptr(), y.shape
+
+    def pack(kept: Tensor) -> Any:
+        return made_from if kept.data_ptr() == address and kept.shape == shape else kept
+
+    def unpack(kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with torch.no_grad():
+            return _norm_activation(*kept)[0]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+_norm_activation.register_autograd(_first_order, setup_context=_save)
+_norm_activation_backward.register_autograd(_second_order, setup_context=_save_backward)
