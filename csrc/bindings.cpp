@@ -207,18 +207,19 @@ class Gradients {
  public:
   Tensors all;
   explicit Gradients(int64_t needs) : needs_(needs) {}
-  void* add(const Tensor& x) {
+  void* add(const Tensor& like, const std::vector<int64_t>& shape) {
     const bool needed = needs_ >> all.size() & 1;
-    all.push_back(needed ? torch::stable::empty_like(x) : empty(x, {0}));
+    all.push_back(empty(like, needed ? shape : std::vector<int64_t>{0}));
     return needed ? all.back().mutable_data_ptr() : nullptr;
   }
+  void* add(const Tensor& x) { return add(x, {x.sizes().begin(), x.sizes().end()}); }
 };
 
-// `needs` has bit i set if gradient i of (views, first, second, out, bias) is wanted.
+// `needs` has bit i set if gradient i of (views, first, second, out, bias) is wanted; CP has no bias.
 Tensors gated_backward(Tensor grad, int64_t form, Tensors views, Tensors first, Tensors second,
-                       Tensor out, std::optional<Tensor> bias, int64_t needs, bool tf32) {
+                       Tensor out, int64_t needs, bool tf32) {
   const Device device(out);
-  GatedArguments x(form, views, first, second, out, bias, tf32);
+  GatedArguments x(form, views, first, second, out, std::nullopt, tf32);
   const Tensor dy = Operands(x.out)(grad);
   const int64_t width = dy.size(dy.dim() - 1);
   check_shape("the gradient", dy, x.views.with(width));
@@ -232,7 +233,7 @@ Tensors gated_backward(Tensor grad, int64_t form, Tensors views, Tensors first, 
   place(to.first, x.first);
   place(to.second, x.second);
   to.out = gradients.add(x.out);
-  if (x.bias) to.bias = gradients.add(*x.bias);
+  if (x.g.form != Form::product) to.bias = gradients.add(x.out, {x.out.size(0)});
   Tensor workspace = empty_bytes(x.out, polyfusion::gated_backward_bytes(x.g));
   check(polyfusion::gated_backward(x.g, dy.const_data_ptr(), to, workspace.mutable_data_ptr(),
                                    device.stream));
@@ -507,7 +508,7 @@ DEFINE(NAMESPACE, m) {
       "Tensor? bias, Tensor? noise, bool tf32) -> Tensor");
   m.def(
       "gated_backward(Tensor grad, int form, Tensor[] views, Tensor[] first, Tensor[] second, "
-      "Tensor out, Tensor? bias, int needs, bool tf32) -> Tensor[]");
+      "Tensor out, int needs, bool tf32) -> Tensor[]");
   m.def(
       "tucker_forward(Tensor[] views, Tensor core, Tensor[] factors, Tensor out, Tensor? noise, "
       "bool tf32) -> Tensor");

@@ -58,6 +58,7 @@ constexpr cudaError_t cudaSuccess = 0;
 namespace emulation {
 
 constexpr int warp_size = 32;
+constexpr size_t most_shared_bytes = 163 * 1024;  // of compute capability 8.0
 constexpr size_t stack_bytes = 256 * 1024;
 
 [[noreturn]] inline void fail(const char* why) {
@@ -164,6 +165,8 @@ class Machine {
   }
 
   UNCHECKED void run(dim3 grid, int threads, size_t bytes, void (*call)(void*), void* kernel) {
+    if (bytes > most_shared_bytes) fail("a block asks for more shared memory than a device has");
+    if (grid.y > 65535 || grid.z > 65535) fail("a grid is too high or deep");
     if (threads % warp_size) fail("a block is not a whole number of warps");
     while (static_cast<int>(fibers_.size()) < threads) {
       fibers_.push_back(std::make_unique<Fiber>());

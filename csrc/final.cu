@@ -60,7 +60,7 @@ __device__ void stage_input(const Final& f, int frame, int y0, int x0, int rows,
 }
 
 template <class Math>
-__global__ void __launch_bounds__(threads) final_forward_kernel(const Final f, int tiles, void* y) {
+__global__ void __launch_bounds__(threads, 2) final_forward_kernel(const Final f, int tiles, void* y) {
   using T = typename Math::Element;
   DYNAMIC_SHARED(shared);
   // Any pixel may begin a wmma tile, which must be aligned to 32 bytes.
@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(threads) final_forward_kernel(const Final f, i
       stage_input<Math, channel_step, input_stride>(f, at.frame, at.y0 - 1, at.x0 - 1, halo_height,
                                                     halo_width, c0, input);
       __syncthreads();
+#pragma unroll 1
       for (int shift = 0; shift < 9; ++shift) {
         const T* pixels = input + ((warp + shift / 3) * halo_width + shift % 3) * input_stride;
         const T* w = weight + (shift * padded + c0) * weight_stride;
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(threads) final_forward_kernel(const Final f, i
 
 // A block has 64 of the input's channels, and goes through the tiles from its own on.
 template <class Math>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 2)
     final_backward_kernel(const Final f, int tiles, const void* y, const void* dy, void* dx,
                           float* partial) {
   using T = typename Math::Element;

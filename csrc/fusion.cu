@@ -125,7 +125,7 @@ __host__ __device__ constexpr size_t shared_bytes() {
 }
 
 template <class Math>
-__global__ void __launch_bounds__(threads) fusion_forward_kernel(const __grid_constant__ Forward f) {
+__global__ void __launch_bounds__(threads, 2) fusion_forward_kernel(const __grid_constant__ Forward f) {
   using T = typename Math::Element;
   DYNAMIC_SHARED(shared);
   const Gated& g = f.g;
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(threads) fusion_forward_kernel(const __grid_co
 
 // Recomputes the projections of 64 columns; from dy out it has the gradient of the hidden.
 template <class Math>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 2)
     fusion_backward_kernel(const __grid_constant__ Backward b) {
   using T = typename Math::Element;
   DYNAMIC_SHARED(shared);
@@ -331,7 +331,7 @@ Error backward(const Gated& g, const void* dy, const GatedGradients& to, Workspa
   const Matrix gradient = matrix(dy, g.outputs + g.noise_columns, frames, g.outputs, size);
   Batch batch(g.type, workspace);
   batch.add(product(gradient, true, matrix(b.hidden, g.rank, frames, g.rank, size), false, to.out));
-  if (g.bias != nullptr)
+  if (g.form != Form::product)
     batch.add(product(matrix(nullptr, 0, frames, 0, size, true), true, gradient, false, to.bias));
   add_view(batch, g, 0, frames, b.d[0], b.e[0], to);
   if (g.framed) add_view(batch, g, 1, frames, b.d[1], b.e[1], to);

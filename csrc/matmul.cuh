@@ -315,7 +315,7 @@ __device__ void multiply(Sums<Math>& sums, LeftOperand left, Right<Math, transpo
       left.load(k0 + depth, end);
       right.load(k0 + depth, end);
     }
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < depth; k += 16)
       sums.template multiply<transposed_a, transposed_b>(
           left.at(now, k0, warp_row(), k), left.stride,

@@ -113,7 +113,7 @@ struct Channel {
 // are sums of x - shift and its square, with shift the block's first element: exact where the mean is
 // large. Then (mean, M2) of the block is stored; else (sum g, sum g normal).
 template <class T, bool channels_last, bool statistics>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     channel_sums_kernel(const Norm x, const void* dy, int frames_each, float* partial) {
   DYNAMIC_SHARED(shared);
   constexpr int lanes = channels_last ? chunk_columns : 1;  // threads that share no channel
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(threads)
 
 // Merges the blocks' results in order.
 template <bool statistics>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     merge_kernel(const Norm x, const float* partial, int frames_each, int blocks, float* first_out,
                  float* second_out) {
   const int channel = blockIdx.x * threads + threadIdx.x;
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T, bool channels_last>
-__global__ void __launch_bounds__(threads) norm_apply_kernel(const Norm x, void* y) {
+__global__ void __launch_bounds__(threads, 3) norm_apply_kernel(const Norm x, void* y) {
   const Layout<channels_last> layout(x);
   const int across = divide_up(layout.per_frame(), threads), frame = blockIdx.x / across;
   const int index = blockIdx.x % across * threads + threadIdx.x;
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(threads) norm_apply_kernel(const Norm x, void*
 
 // A thread goes through the frames of its clip, so that ds needs no second pass.
 template <class T, bool channels_last>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     norm_backward_kernel(const Norm x, const void* dy, const float* sums, float count, void* du,
                          void* ds) {
   const Layout<channels_last> layout(x);

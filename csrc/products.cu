@@ -6,7 +6,7 @@ namespace {
 constexpr int sum_threads = 256;
 
 template <class Math>
-__global__ void __launch_bounds__(threads) products_kernel(const __grid_constant__ ProductList list) {
+__global__ void __launch_bounds__(threads, 2) products_kernel(const __grid_constant__ ProductList list) {
   using T = typename Math::Element;
   DYNAMIC_SHARED(shared);
   int block = blockIdx.x, i = 0;
