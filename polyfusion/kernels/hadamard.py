@@ -282,12 +282,12 @@ def config(
         }  # fmt: skip
     if not uses_tensor_cores(constants):
         tile = {"BLOCK_T": 32, "BLOCK_M": 64, "BLOCK_K": 32, "BLOCK_D": 32}
+        if kernel == "backward":
+            tile["BLOCK_T"] = 16
         if constants["COMPUTE"] == tl.float64:
             tile = dict.fromkeys(tile, 16)
         return {**tile, "num_warps": 4, "num_stages": 2}
-    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_D": 64}
-    if kernel == "backward":
-        tile["BLOCK_K"] = 32  # more programs: there is one per clip and chunk of the rank
+    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": 64, "BLOCK_K": 32, "BLOCK_D": 64}
     return {**tile, "num_warps": 4, "num_stages": 3}
 
 

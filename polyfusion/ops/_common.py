@@ -26,7 +26,9 @@ def autocast(*arguments: Any) -> tuple[Any, ...]:
         if not isinstance(value, Tensor) or value.dtype == torch.float64:
             return value
         device = value.device.type
-        if value.is_floating_point() and torch.is_autocast_enabled(device):
+        if not value.is_floating_point() or not torch.amp.is_autocast_available(device):
+            return value
+        if torch.is_autocast_enabled(device):
             return value.to(torch.get_autocast_dtype(device))
         return value
 

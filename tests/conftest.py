@@ -1,0 +1,30 @@
+"""polyfusion comes first, so that Triton is imported with the right interpreter setting."""
+
+import os
+from pathlib import Path
+
+import polyfusion  # noqa: F401  isort: skip
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fill fresh memory with NaN, so that an output that a kernel leaves unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def grid_dir() -> Path:
+    """Raw clips of the GRID corpus, from $POLYFUSION_GRID or beside the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "grid"
+    path = Path(os.environ.get("POLYFUSION_GRID", beside))
+    if not path.is_dir():
+        pytest.skip(f"no GRID clips in {path}; set POLYFUSION_GRID")
+    return path

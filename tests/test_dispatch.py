@@ -1,0 +1,84 @@
+"""Which kernels serve a call, and what is said when they cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from polyfusion.ops import KernelsUnavailable
+from polyfusion.ops._dispatch import resolve
+from tests.helpers import FORMS, make_problem
+
+CPU = [torch.zeros(1)]
+
+
+def run(code: str, interpret: str | None) -> str:
+    """What a fresh interpreter without a GPU prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if interpret is not None:
+        environment["TRITON_INTERPRET"] = interpret
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_auto_is_eager_on_cpu():
+    assert resolve("auto", CPU) == "eager"
+    assert resolve("eager", CPU) == "eager"
+
+
+def test_unknown_choice():
+    with pytest.raises(ValueError, match="kernels='fast': expected one of 'auto', 'eager'"):
+        resolve("fast", CPU)
+
+
+def test_unsupported_call():
+    assert resolve("auto", CPU, unsupported="too odd") == "eager"
+    with pytest.raises(KernelsUnavailable, match="kernels='triton': too odd"):
+        resolve("triton", CPU, unsupported="too odd")
+
+
+def test_no_interpreter_when_asked_not_to():
+    code = (
+        "import torch, polyfusion\n"
+        "from polyfusion.ops._dispatch import triton_problem\n"
+        "print(triton_problem())"
+    )
+    assert "set TRITON_INTERPRET=1" in run(code, "0")
+    assert run(code, None).strip() == "None"
+
+
+def test_triton_imported_too_early():
+    code = (
+        "import triton, polyfusion\n"
+        "from polyfusion.ops._dispatch import triton_problem\n"
+        "print(triton_problem())"
+    )
+    assert "import polyfusion first" in run(code, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("form", FORMS)
+def test_fused_choice_is_taken(form, monkeypatch):
+    """An explicit choice reaches the fused operator and says once that it is interpreted."""
+    from polyfusion.kernels import common
+
+    launched = []
+    original = common.launch
+    for module in ("hadamard", "tucker", "matmul"):
+        monkeypatch.setattr(
+            f"polyfusion.kernels.{module}.launch",
+            lambda kernel, *args, **kw: launched.append(kernel) or original(kernel, *args, **kw),
+        )
+    problem = make_problem(form)
+    problem.fuse("eager")
+    assert not launched
+    problem.fuse("triton")
+    forward = len(launched)
+    assert forward == (2 if form == "tucker" else 1)
+    problem.gradients("triton", torch.ones(2, 3, 21, dtype=torch.double))
+    assert len(launched) - 2 * forward == (4 if form == "tucker" else 2)
