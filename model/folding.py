@@ -5,10 +5,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.generator import Generator
 from model.talking_face import TalkingFace
-from polyfusion.nn import NormActivation
+from polyfusion.nn import CMFFusion, NormActivation, SkipConvBlock, UpConvBlock
 
 
 @torch.no_grad()
@@ -18,21 +19,23 @@ def fold(model: TalkingFace) -> TalkingFace:
     A₁ of CP, U of CMF and U₁ of Tucker are multiplied into the generator's first layer, so that the
     fusion returns its k (or k₁) hidden values; dense fusion and concatenation stay as they are.
     """
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    fusion = folded.fusion
-    weight = folded.generator.first.weight.flatten(1)  # (c, C·h·w)
+    folded = copy.deepcopy(model).requires_grad_(False)
+    fusion, generator = folded.fusion, folded.generator
+    if not isinstance(generator, Generator):
+        raise ValueError("model: already folded")
+    weight = generator.first.weight.flatten(1)  # (c, C·h·w)
     bias = weight.new_zeros(weight.shape[1])
     out = getattr(fusion, "out", None)
     if out is not None:
         m = fusion.out_features
-        if hasattr(fusion, "bias"):
+        if isinstance(fusion, CMFFusion):
             bias = fusion.bias @ weight[:m]
             fusion.bias = nn.Parameter(torch.zeros_like(out[0]), requires_grad=False)
         weight = torch.cat([out.T @ weight[:m], weight[m:]])
         fusion.out = nn.Parameter(torch.eye(out.shape[1]).to(out), requires_grad=False)
         fusion.out_features = out.shape[1]
-    folded.generator = FoldedGenerator(folded.generator, weight, bias)
-    return folded
+    folded.generator = FoldedGenerator(generator, weight, bias)
+    return folded.eval()
 
 
 class FoldedGenerator(nn.Module):
@@ -47,62 +50,51 @@ class FoldedGenerator(nn.Module):
     def __init__(self, generator: Generator, weight: Tensor, bias: Tensor):
         super().__init__()
         self.size = generator.first.weight.shape[1:]  # (C, h, w)
-        scale, shift = (
-            x.repeat_interleave(self.size[1:].numel()) for x in _affine(generator.first)
+        pixels = self.size[1:].numel()
+        scale, shift = (x.repeat_interleave(pixels) for x in _affine(generator.first.norm))
+        self.first_weight = _frozen((weight * scale).T)
+        self.first_bias = _frozen(bias * scale + shift)
+        blocks = zip(generator.skip_convs, generator.up_convs, strict=True)
+        self.stages = nn.ModuleList(
+            _FoldedStage(skip_conv, up_conv) for skip_conv, up_conv in blocks
         )
-        self.first = nn.Linear(*weight.shape, device="meta")
-        self.first.weight = _frozen((weight * scale).T)
-        self.first.bias = _frozen(bias * scale + shift)
-        self.convs, self.skip_convs, self.up_convs = (nn.ModuleList() for _ in range(3))
-        for block in generator.skip_convs:
-            scale, shift = _affine(block)
-            self.convs.append(_conv(nn.Conv2d, block.weight_x * _rows(scale), None))
-            self.skip_convs.append(_conv(nn.Conv2d, block.weight_skip * _rows(scale), shift))
-        for block in generator.up_convs:
-            scale, shift = _affine(block)
-            self.up_convs.append(_conv(nn.ConvTranspose2d, block.weight * _maps(scale), shift))
         self.final = generator.final
 
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
         """z (B, T, c), skips finest first → frames (B, T, 3, H, W)."""
-        clips = z.shape[:2]
-        x = self.first(z.flatten(0, 1)).relu_().unflatten(1, self.size)
-        for conv, skip_conv, up_conv, skip in zip(
-            self.convs, self.skip_convs, self.up_convs, reversed(skips), strict=True
-        ):
-            u = conv(x).unflatten(0, clips)
-            u += skip_conv(skip).unsqueeze(1)  # once per clip
-            x = up_conv(u.relu_().flatten(0, 1)).relu_()
-        return self.final(x).unflatten(0, clips)
+        x = F.linear(z.flatten(0, 1), self.first_weight, self.first_bias)
+        x = x.relu_().unflatten(1, self.size)
+        for stage, skip in zip(self.stages, reversed(skips), strict=True):
+            x = stage(x, skip)
+        return self.final(x).unflatten(0, z.shape[:2])
 
 
-def _affine(block: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a block's batch normalisation in evaluation mode."""
-    norm = block.norm
-    assert isinstance(norm, NormActivation)
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
+class _FoldedStage(nn.Module):
+    """A skip convolution block and an up-convolution block, folded."""
+
+    def __init__(self, skip_conv: nn.Module, up_conv: nn.Module):
+        super().__init__()
+        assert isinstance(skip_conv, SkipConvBlock) and isinstance(up_conv, UpConvBlock)
+        scale, shift = _affine(skip_conv.norm)
+        self.weight_x = _frozen(skip_conv.weight_x * scale.view(-1, 1, 1, 1))
+        self.weight_skip = _frozen(skip_conv.weight_skip * scale.view(-1, 1, 1, 1))
+        self.bias_skip = _frozen(shift)
+        scale, shift = _affine(up_conv.norm)
+        self.weight_up = _frozen(up_conv.weight * scale.view(-1, 1, 1))
+        self.bias_up = _frozen(shift)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        s = F.conv2d(skip, self.weight_skip, self.bias_skip, padding=1)  # once per clip
+        u = F.conv2d(x, self.weight_x, padding=1).unflatten(0, (len(s), -1))
+        u = u.add_(s.unsqueeze(1)).relu_().flatten(0, 1)
+        return F.conv_transpose2d(u, self.weight_up, self.bias_up, 2, 1).relu_()
 
 
-def _conv(kind: type, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A 3×3 convolution or a 4×4 stride-2 transposed one with these parameters."""
-    stride = 2 if kind is nn.ConvTranspose2d else 1
-    conv = kind(1, 1, weight.shape[-1], stride, 1, bias=bias is not None, device="meta")
-    conv.in_channels, conv.out_channels = weight.shape[1], weight.shape[0]
-    if kind is nn.ConvTranspose2d:
-        conv.in_channels, conv.out_channels = weight.shape[:2]
-    conv.weight = _frozen(weight)
-    if bias is not None:
-        conv.bias = _frozen(bias)
-    return conv
-
-
-def _rows(scale: Tensor) -> Tensor:
-    return scale.view(-1, 1, 1, 1)
-
-
-def _maps(scale: Tensor) -> Tensor:
-    return scale.view(-1, 1, 1)
+def _affine(norm: NormActivation) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) of a batch normalisation in evaluation mode."""
+    mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    scale = norm.weight * (var + norm.eps).rsqrt()
+    return scale, norm.bias - mean * scale
 
 
 def _frozen(x: Tensor) -> nn.Parameter:

@@ -30,7 +30,7 @@ class TalkingFace(nn.Module):
         dims = (config.audio_dim, config.identity_dim)
         self.fusion = make_fusion(fusion, dims, config.fused_dim, rank=config.rank, kernels=kernels)
         in_dim = self.fusion.out_features + config.noise_dim
-        self.generator = Generator(config, in_dim, kernels=kernels)
+        self.generator: nn.Module = Generator(config, in_dim, kernels=kernels)
         for encoder in (self.identity, self.audio):
             encoder.apply(gaussian_init)
         self._encoders_frozen = False
