@@ -74,7 +74,8 @@ class _FoldedStage(nn.Module):
 
     def __init__(self, skip_conv: nn.Module, up_conv: nn.Module):
         super().__init__()
-        assert isinstance(skip_conv, SkipConvBlock) and isinstance(up_conv, UpConvBlock)
+        assert isinstance(skip_conv, SkipConvBlock)
+        assert isinstance(up_conv, UpConvBlock)
         scale, shift = _affine(skip_conv.norm)
         self.weight_x = _frozen(skip_conv.weight_x * scale.view(-1, 1, 1, 1))
         self.weight_skip = _frozen(skip_conv.weight_skip * scale.view(-1, 1, 1, 1))
