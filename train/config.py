@@ -1,6 +1,7 @@
 """The configuration of a training run: presets, command line and its record on disk."""
 
 import dataclasses
+import inspect
 import json
 import sys
 from dataclasses import dataclass, field
@@ -59,9 +60,7 @@ class TrainConfig:
     Examples:
 
       python -m train --fusion cp --kernels triton        built-in data, a few minutes on a CPU
-
       python -m train --data PREPARED --preset paper      the paper's sizes on a prepared set
-
       python -m train --resume runs/cp-1 --steps 2000     go on with a run
 
     Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
@@ -247,6 +246,7 @@ def parse(args: list[str] | None = None) -> TrainConfig:
         args=args,
         default=default,
         prog="python -m train",
+        description=inspect.cleandoc(TrainConfig.__doc__ or ""),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if resume is not None:
