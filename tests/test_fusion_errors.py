@@ -57,7 +57,7 @@ BIAS = torch.zeros(7)
         (lambda: ops.cp_fusion(VIEWS, FACTORS, OUT, kernels="fast"), "kernels='fast'"),
         (
             lambda: ops.tucker_fusion(VIEWS, torch.zeros(8, 6), RANKED, torch.zeros(7, 8)),
-            r"core: expected 3 ranks .* for 2 views, got \(8, 6\)",
+            r"core: expected 3 sizes .* for 2 views, got \(8, 6\)",
         ),
         (
             lambda: ops.tucker_fusion(VIEWS, CORE, FACTORS, torch.zeros(7, 8)),
@@ -82,6 +82,19 @@ BIAS = torch.zeros(7)
         (
             lambda: ops.dense_fusion(VIEWS, torch.zeros(7, 5, 5)),
             r"weight has shape \(7, 5, 5\), expected \(m, d_1\+1, d_2\+1\) = \(7, 5, 6\)",
+        ),
+        (
+            lambda: ops.partial_tucker_fusion(VIEWS, CORE, FACTORS),
+            r"factors\[1\] has shape \(6, 6\), expected \(d_2\+1, k_3\) = \(6, 3\)",
+        ),
+        (lambda: ops.tensor_train_fusion(VIEWS, [OUT]), "cores: expected 3 tensors for 2 views"),
+        (
+            lambda: ops.tensor_train_fusion(VIEWS, [OUT, torch.zeros(6, 4, 2), torch.zeros(2, 6)]),
+            r"cores\[1\] has shape \(6, 4, 2\), expected \(r_1, d_1\+1, r_2\) = \(6, 5, 2\)",
+        ),
+        (
+            lambda: ops.cmf_first_order_fusion(VIEWS, FACTORS, OUT, BIAS),
+            r"first\[0\] has shape \(5, 6\), expected \(d_1, k\) = \(4, 6\)",
         ),
         (lambda: ops.concat_fusion([SPEECH]), "at least 2 tensors"),
     ],

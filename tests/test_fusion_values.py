@@ -155,6 +155,39 @@ def test_dense(framed):
     assert relative_error(value, problem.expect()[0]) < TOLERANCE[torch.float64]
 
 
+@pytest.mark.parametrize("framed", [*TWO, *THREE], ids=str)
+def test_partial_tucker(framed):
+    problem = make_problem("tucker", framed)
+    views, core, factors, _out = problem.arguments
+    value = ops.partial_tucker_fusion(views, core, factors, noise=problem.noise)
+    eye = torch.eye(core.shape[0], dtype=core.dtype)
+    expected = reference.tucker_fusion_reference(views, core, factors, eye, problem.noise)
+    assert relative_error(value, expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("framed", [*TWO, *THREE], ids=str)
+def test_tensor_train(framed):
+    problem = make_problem("cp", framed)
+    views = problem.arguments[0]
+    sizes = [view.shape[-1] + 1 for view in views]
+    cores = [torch.randn(7, 4), *(torch.randn(4 + v, d, 5 + v) for v, d in enumerate(sizes))]
+    cores = [core.double() for core in [*cores[:-1], cores[-1][..., 0]]]
+    value = ops.tensor_train_fusion(views, cores, noise=problem.noise)
+    tensor = reference.tensor_train_tensor(cores)
+    expected = reference.dense_fusion_reference(views, tensor, problem.noise)
+    assert relative_error(value, expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("framed", [*TWO, *THREE], ids=str)
+def test_cmf_first_order(framed):
+    problem = make_problem("cmf", framed)
+    views, first, _second, out, bias = problem.arguments
+    value = ops.cmf_first_order_fusion(views, first, out, bias, noise=problem.noise)
+    none = [torch.zeros_like(x) for x in first]
+    expected = reference.cmf_fusion_reference(views, first, none, out, bias, problem.noise)
+    assert relative_error(value, expected) < TOLERANCE[torch.float64]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("framed", TWO, ids=str)
 def test_published_forms_agree(form, framed):

@@ -46,13 +46,9 @@ def cmf_fusion(
     views, first, second, out, bias, noise = common.autocast(views, first, second, out, bias, noise)
     leading = common.check_views(views)
     common.check_matrix("out", out, "(m, k)")
-    for name, weights in (("first", first), ("second", second)):
-        if weights is None and name == "second":
-            continue
-        common.check_list(name, weights, len(views))
-        for v, (view, weight) in enumerate(zip(views, weights, strict=True)):
-            expected = (view.shape[-1], out.shape[1])
-            common.check_shape(f"{name}[{v}]", weight, f"(d_{v + 1}, k)", expected)
+    _check_weights("first", first, views, out.shape[1])
+    if second is not None:
+        _check_weights("second", second, views, out.shape[1])
     common.check_shape("bias", bias, "(m,)", (out.shape[0],))
     common.check_noise(noise, leading)
     common.check_alike(views=views, first=first, second=second, out=out, bias=bias, noise=noise)
@@ -60,6 +56,31 @@ def cmf_fusion(
     if chosen != "eager":
         return _fused(views, first, second or [], out, bias, noise, chosen)
     return common.with_noise(cmf_eager(views, first, second, out, bias), noise)
+
+
+def cmf_first_order_fusion(
+    views: Sequence[Tensor],
+    first: Sequence[Tensor],
+    out: Tensor,
+    bias: Tensor,
+    *,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """z̃ = b + U Σ_v V_vᵀ z_v: eq. (5) without interactions between the views. Eager only.
+
+    The arguments, the result and the errors are those of :func:`cmf_fusion`.
+    """
+    views, first, out, bias, noise = common.autocast(views, first, out, bias, noise)
+    leading = common.check_views(views)
+    common.check_matrix("out", out, "(m, k)")
+    _check_weights("first", first, views, out.shape[1])
+    common.check_shape("bias", bias, "(m,)", (out.shape[0],))
+    common.check_noise(noise, leading)
+    common.check_alike(views=views, first=first, out=out, bias=bias, noise=noise)
+    views, framed = common.align(views)
+    linear = [z @ weight for z, weight in zip(views, first, strict=True)]
+    fused = F.linear(common.join(linear, framed, torch.add), out, bias)
+    return common.with_noise(fused, noise)
 
 
 def cmf_eager(
@@ -97,6 +118,14 @@ def _merge(
         if terms is not None:
             merged = merged + terms
     return first + other_first, merged
+
+
+def _check_weights(
+    name: str, weights: Sequence[Tensor], views: Sequence[Tensor], rank: int
+) -> None:
+    common.check_list(name, weights, len(views))
+    for v, (view, weight) in enumerate(zip(views, weights, strict=True)):
+        common.check_shape(f"{name}[{v}]", weight, f"(d_{v + 1}, k)", (view.shape[-1], rank))
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:

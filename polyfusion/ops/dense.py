@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from polyfusion.ops import _common as common
-from polyfusion.ops.tucker import khatri_rao
+from polyfusion.ops.tucker import meet_clips
 
 
 def dense_fusion(views: Sequence[Tensor], weight: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -32,17 +32,7 @@ def dense_fusion(views: Sequence[Tensor], weight: Tensor, *, noise: Tensor | Non
     common.check_noise(noise, leading)
     common.check_alike(views=views, weight=weight, noise=noise)
 
-    ones = [torch.cat([view, view.new_ones((*view.shape[:-1], 1))], -1) for view in views]
-    framed = [v for v, view in enumerate(views) if view.ndim == 3]
-    still = [v for v, view in enumerate(views) if view.ndim == 2]
-    weight = weight.permute(0, *(v + 1 for v in framed), *(v + 1 for v in still))
-    clips, frames = khatri_rao([ones[v] for v in still]), khatri_rao([ones[v] for v in framed])
-    if frames is None:
-        fused = clips @ weight.flatten(1).mT
-    elif clips is None:
-        fused = frames @ weight.flatten(1).mT
-    else:
-        width = frames.shape[-1]
-        rows = weight.reshape(outputs * width, clips.shape[-1])
-        fused = frames @ (clips @ rows.mT).unflatten(1, (outputs, width)).mT
+    rows = [torch.cat([view, view.new_ones((*view.shape[:-1], 1))], -1) for view in views]
+    per_clip, rows_of_frames = meet_clips(rows, [view.ndim == 3 for view in views], weight)
+    fused = rows_of_frames if per_clip is None else rows_of_frames @ per_clip.mT
     return common.with_noise(fused, noise)

@@ -39,6 +39,14 @@ def tucker_tensor(core: Tensor, factors: Sequence[Tensor], out: Tensor) -> Tenso
     return tensor
 
 
+def tensor_train_tensor(cores: Sequence[Tensor]) -> Tensor:
+    """𝒲[o, i_1, ..., i_V] = G_0[o, :] G_1[:, i_1, :] ... G_V[:, i_V]."""
+    tensor = cores[0]
+    for core in cores[1:]:
+        tensor = torch.tensordot(tensor, core, dims=1)
+    return tensor
+
+
 def cmf_tensor(
     first: Sequence[Tensor], second: Sequence[Tensor] | None, out: Tensor, bias: Tensor
 ) -> Tensor:

@@ -42,16 +42,7 @@ def tucker_fusion(
     """
     views, core, factors, out, noise = common.autocast(views, core, factors, out, noise)
     leading = common.check_views(views)
-    if not isinstance(core, Tensor) or core.ndim != len(views) + 1:
-        got = tuple(core.shape) if isinstance(core, Tensor) else type(core).__name__
-        raise ValueError(
-            f"core: expected {len(views) + 1} ranks (k_1, ..., k_{len(views) + 1}) "
-            f"for {len(views)} views, got {got}"
-        )
-    common.check_list("factors", factors, len(views))
-    for v, (view, factor) in enumerate(zip(views, factors, strict=True)):
-        letters, expected = f"(d_{v + 1}+1, k_{v + 2})", (view.shape[-1] + 1, core.shape[v + 1])
-        common.check_shape(f"factors[{v}]", factor, letters, expected)
+    _check_core_and_factors(views, core, factors, "k_1")
     common.check_matrix("out", out, "(m, k_1)")
     common.check_shape("out", out, "(m, k_1)", (out.shape[0], core.shape[0]))
     common.check_noise(noise, leading)
@@ -65,36 +56,91 @@ def tucker_fusion(
 def tucker_eager(
     views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor], out: Tensor
 ) -> Tensor:
-    """:func:`tucker_fusion` in plain PyTorch, without checks.
-
-    Within a group of views (per frame, or constant over the clip) a Khatri-Rao product followed by
-    one matrix product takes the fewest multiply-adds. If it would be wider than the core's k_1, the
-    widest view is contracted first instead, which moves less memory for the same work.
-    """
+    """:func:`tucker_fusion` in plain PyTorch, without checks."""
+    framed = [view.ndim == 3 for view in views]
     projected = [common.project(z, u) for z, u in zip(views, factors, strict=True)]
-    framed = [v for v, view in enumerate(views) if view.ndim == 3]
-    still = [v for v, view in enumerate(views) if view.ndim == 2]
-    core = core.permute(0, *(v + 1 for v in framed), *(v + 1 for v in still))
-    clips = khatri_rao([projected[v] for v in still])  # (B, K)
-    frames = khatri_rao([projected[v] for v in framed])  # (B, T, K')
-    if frames is None:
-        return F.linear(F.linear(clips, core.flatten(1)), out)
-    core = core.flatten(1, len(framed))  # (k_1, K', ranks of the clips' views)
-    if clips is None:
-        return F.linear(F.linear(frames, core), out)
-    count, width = frames.shape[1:]
-    inner, outer = core.shape[0], out.shape[0]
-    per_clip = (clips @ core.flatten(2).flatten(0, 1).mT).unflatten(1, (inner, width))
-    if count * (width * inner + inner * outer) <= width * outer * (inner + count):
-        return F.linear(frames @ per_clip.mT, out)
-    return frames @ (out @ per_clip).mT  # long clips: fold U₁ in once per clip
+    per_clip, rows = meet_clips(projected, framed, core)
+    if per_clip is None:
+        return F.linear(rows, out)
+    (count, width), (outputs, inner) = rows.shape[1:], out.shape
+    if count * (width * inner + inner * outputs) <= width * outputs * (inner + count):
+        return F.linear(rows @ per_clip.mT, out)
+    return rows @ (out @ per_clip).mT  # long clips: fold U₁ in once per clip
 
 
-def khatri_rao(factors: Sequence[Tensor]) -> Tensor | None:
+def partial_tucker_fusion(
+    views: Sequence[Tensor],
+    core: Tensor,
+    factors: Sequence[Tensor],
+    *,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Eq. (8) without U₁: the core's first mode is the output. Eager only.
+
+    Args:
+        views: V >= 2 tensors, (B, T, d_v), or (B, d_v) if constant over the clip (never repeated).
+        core: 𝒢 (m, k_2, ..., k_{V+1}).
+        factors: U_{v+1} (d_v+1, k_{v+1}) for each view; the last row multiplies the appended 1.
+        noise: (B, T, n), or (B, n) if no view has frames; appended to the result, eq. (2).
+
+    Returns:
+        (B, T, m + n), or (B, m + n) if no view has frames. Differentiable to any order.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+    """
+    views, core, factors, noise = common.autocast(views, core, factors, noise)
+    leading = common.check_views(views)
+    _check_core_and_factors(views, core, factors, "m")
+    common.check_noise(noise, leading)
+    common.check_alike(views=views, core=core, factors=factors, noise=noise)
+    framed = [view.ndim == 3 for view in views]
+    projected = [common.project(z, u) for z, u in zip(views, factors, strict=True)]
+    per_clip, rows = meet_clips(projected, framed, core)
+    return common.with_noise(rows if per_clip is None else rows @ per_clip.mT, noise)
+
+
+def meet_clips(
+    rows: Sequence[Tensor], framed: Sequence[bool], core: Tensor
+) -> tuple[Tensor | None, Tensor]:
+    """Contract a tensor (k, k_1, ..., k_V) with the rows of the views that lack frames.
+
+    Returns M (B, k, K) and the frames' rows p (B, T, K), whose product p Mᵀ is the contraction, K
+    the product of their k_v. If all views are of one kind: None and the contraction.
+
+    Within a kind, a Khatri-Rao product followed by one matrix product takes the fewest
+    multiply-adds, and the clips first takes fewer than the frames first.
+    """
+    with_frames = [v for v, has_frames in enumerate(framed) if has_frames]
+    without = [v for v, has_frames in enumerate(framed) if not has_frames]
+    core = core.permute(0, *(v + 1 for v in with_frames), *(v + 1 for v in without))
+    frames = khatri_rao([rows[v] for v in with_frames]) if with_frames else None
+    clips = khatri_rao([rows[v] for v in without]) if without else None
+    if frames is None or clips is None:
+        return None, F.linear(frames if clips is None else clips, core.flatten(1))
+    outputs, width = core.shape[0], frames.shape[-1]
+    matrix = core.reshape(outputs * width, clips.shape[-1])
+    return F.linear(clips, matrix).unflatten(1, (outputs, width)), frames
+
+
+def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     """Product of every combination of columns, the last factor's varying fastest."""
-    if not factors:
-        return None
     return reduce(lambda x, y: (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2), factors)
+
+
+def _check_core_and_factors(
+    views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor], first: str
+) -> None:
+    if not isinstance(core, Tensor) or core.ndim != len(views) + 1:
+        got = tuple(core.shape) if isinstance(core, Tensor) else type(core).__name__
+        raise ValueError(
+            f"core: expected {len(views) + 1} sizes ({first}, ..., k_{len(views) + 1}) "
+            f"for {len(views)} views, got {got}"
+        )
+    common.check_list("factors", factors, len(views))
+    for v, (view, factor) in enumerate(zip(views, factors, strict=True)):
+        letters, expected = f"(d_{v + 1}+1, k_{v + 2})", (view.shape[-1] + 1, core.shape[v + 1])
+        common.check_shape(f"factors[{v}]", factor, letters, expected)
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
