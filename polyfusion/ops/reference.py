@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -149,3 +150,58 @@ def cmf_fusion_published(
     b1, b2 = first if second is None else second
     fused = bias + (z1 @ first[0] + z2 @ first[1] + (z1 @ b1) * (z2 @ b2)) @ out.mT
     return fused if noise is None else torch.cat([fused, noise], dim=-1)
+
+
+def norm_activation_reference(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    slope: float = 0.0,
+) -> Tensor:
+    """Batch normalisation of u + s by its definition, s repeated, then the (leaky) ReLU."""
+    if s is not None:
+        u = u + s.repeat_interleave(u.shape[0] // s.shape[0], 0)
+    if mean is None or var is None:
+        mean = u.mean((0, 2, 3))
+        var = (u - mean.view(-1, 1, 1)).square().mean((0, 2, 3))
+    y = (u - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + eps).sqrt()
+    return F.leaky_relu(y * weight.view(-1, 1, 1) + bias.view(-1, 1, 1), slope)
+
+
+def skip_conv_block_reference(
+    x: Tensor, skip: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> Tensor:
+    """The published block: skip repeated, concatenated, ``ConvTranspose2d`` (2C, C, 3, 3)."""
+    skip = skip.repeat_interleave(x.shape[0] // skip.shape[0], 0)
+    u = F.conv_transpose2d(torch.cat([x, skip], 1), weight, padding=1)
+    return F.relu(F.batch_norm(u, None, None, norm_weight, norm_bias, True))
+
+
+def up_conv_block_reference(
+    x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> Tensor:
+    """4×4 stride-2 transposed convolution, batch normalisation, ReLU."""
+    u = F.conv_transpose2d(x, weight, stride=2, padding=1)
+    return F.relu(F.batch_norm(u, None, None, norm_weight, norm_bias, True))
+
+
+def generator_reference(
+    z: Tensor,
+    skips: Sequence[Tensor],
+    first: Sequence[Tensor],
+    stages: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+    final: Tensor,
+) -> Tensor:
+    """The whole generator in training as published: z (B·T, c), skips coarsest first → images.
+
+    ``first`` and the two parts of each of the ``stages`` are (weight, norm weight, norm bias).
+    """
+    x = F.conv_transpose2d(z[:, :, None, None], first[0])
+    x = F.relu(F.batch_norm(x, None, None, first[1], first[2], True))
+    for skip, (skip_conv, up_conv) in zip(skips, stages, strict=True):
+        x = up_conv_block_reference(skip_conv_block_reference(x, skip, *skip_conv), *up_conv)
+    return torch.tanh(F.conv_transpose2d(x, final, stride=2, padding=1))
