@@ -57,7 +57,7 @@ constexpr cudaError_t cudaSuccess = 0;
 
 namespace emulation {
 
-constexpr int warp_size = 32;
+constexpr int warp_size = 32, most_threads = 1024;
 constexpr size_t most_shared_bytes = 163 * 1024;  // of compute capability 8.0
 constexpr size_t stack_bytes = 256 * 1024;
 
@@ -68,21 +68,22 @@ constexpr size_t stack_bytes = 256 * 1024;
 
 class Machine {
   struct Fiber {
-    ucontext_t context{};
-    std::unique_ptr<char[]> stack{new char[stack_bytes]};
-    void* sanitizer = __tsan_create_fiber(0);
-    bool done = true;
+    ucontext_t context;
+    char* stack;
+    void* sanitizer;
+    bool done;
   };
   // Consecutive generations use different sync objects, else a thread that is late would see what
   // a thread already waiting at the next barrier has done since.
   struct Barrier {
-    int arrived = 0, generation = 0;
+    int arrived, generation;
     char sync[2];
   };
 
-  std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Barrier> barriers_;  // one for the block, then one for each warp
-  std::vector<uint64_t> lanes_;    // what the threads of each warp exchange
+  // Plain arrays: containers' code would be checked too.
+  Fiber fibers_[most_threads];
+  Barrier barriers_[1 + most_threads / warp_size];  // the block's, then one for each warp
+  uint64_t lanes_[most_threads];                    // what the threads of each warp exchange
   std::vector<std::unique_ptr<unsigned char[]>> memories_;
   ucontext_t main_{};
   void* main_sanitizer_ = nullptr;
@@ -90,24 +91,24 @@ class Machine {
   void* kernel_ = nullptr;
   unsigned char* shared_ = nullptr;
   dim3 block_, grid_;
-  int threads_ = 0, current_ = 0, idle_ = 0;
+  int made_ = 0, threads_ = 0, current_ = 0, idle_ = 0;
   char start_, end_;
 
   UNCHECKED int next() const {
     for (int i = 1; i <= threads_; ++i) {
       const int candidate = (current_ + i) % threads_;
-      if (!fibers_[candidate]->done) return candidate;
+      if (!fibers_[candidate].done) return candidate;
     }
     return -1;
   }
 
   UNCHECKED void switch_to_next() {
-    Fiber& from = *fibers_[current_];
+    Fiber& from = fibers_[current_];
     const int to = next();
     if (to == current_) return;
     current_ = to;
-    __tsan_switch_to_fiber(to < 0 ? main_sanitizer_ : fibers_[to]->sanitizer, 1);
-    swapcontext(&from.context, to < 0 ? &main_ : &fibers_[to]->context);
+    __tsan_switch_to_fiber(to < 0 ? main_sanitizer_ : fibers_[to].sanitizer, 1);
+    swapcontext(&from.context, to < 0 ? &main_ : &fibers_[to].context);
   }
 
   UNCHECKED static void body() {
@@ -116,7 +117,7 @@ class Machine {
       __tsan_acquire(&m.start_);
       m.call_(m.kernel_);
       __tsan_release(&m.end_);
-      m.fibers_[m.current_]->done = true;
+      m.fibers_[m.current_].done = true;
       m.idle_ = 0;
       m.switch_to_next();
     }
@@ -136,6 +137,11 @@ class Machine {
       switch_to_next();
     }
     if (memory) __tsan_acquire(sync);
+  }
+
+  Machine() = default;
+  ~Machine() {
+    for (int i = 0; i < made_; ++i) delete[] fibers_[i].stack;
   }
 
   static Machine& machine_() {
@@ -167,18 +173,18 @@ class Machine {
   UNCHECKED void run(dim3 grid, int threads, size_t bytes, void (*call)(void*), void* kernel) {
     if (bytes > most_shared_bytes) fail("a block asks for more shared memory than a device has");
     if (grid.y > 65535 || grid.z > 65535) fail("a grid is too high or deep");
-    if (threads % warp_size) fail("a block is not a whole number of warps");
-    while (static_cast<int>(fibers_.size()) < threads) {
-      fibers_.push_back(std::make_unique<Fiber>());
-      ucontext_t& context = fibers_.back()->context;
-      getcontext(&context);
-      context.uc_stack.ss_sp = fibers_.back()->stack.get();
-      context.uc_stack.ss_size = stack_bytes;
-      makecontext(&context, &Machine::body, 0);
+    if (threads % warp_size || threads > most_threads) fail("a block has an odd number of threads");
+    for (; made_ < threads; ++made_) {
+      Fiber& fiber = fibers_[made_];
+      fiber.stack = new char[stack_bytes];
+      fiber.sanitizer = __tsan_create_fiber(0);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack;
+      fiber.context.uc_stack.ss_size = stack_bytes;
+      makecontext(&fiber.context, &Machine::body, 0);
     }
     main_sanitizer_ = __tsan_get_current_fiber();
-    barriers_.assign(1 + threads / warp_size, {});
-    lanes_.assign(threads, 0);
+    for (Barrier& barrier : barriers_) barrier.arrived = barrier.generation = 0;
     threads_ = threads, call_ = call, kernel_ = kernel, grid_ = grid;
     for (block_.z = 0; block_.z < grid.z; ++block_.z)
       for (block_.y = 0; block_.y < grid.y; ++block_.y)
@@ -195,11 +201,11 @@ class Machine {
     shared_ = memories_.back().get();
     shared_ += -reinterpret_cast<uintptr_t>(shared_) % 128;
     std::memset(shared_, 0xff, bytes);
-    for (int i = 0; i < threads_; ++i) fibers_[i]->done = false;
+    for (int i = 0; i < threads_; ++i) fibers_[i].done = false;
     __tsan_release(&start_);
     current_ = 0, idle_ = 0;
-    __tsan_switch_to_fiber(fibers_[0]->sanitizer, 1);
-    swapcontext(&main_, &fibers_[0]->context);
+    __tsan_switch_to_fiber(fibers_[0].sanitizer, 1);
+    swapcontext(&main_, &fibers_[0].context);
   }
 };
 
