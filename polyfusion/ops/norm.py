@@ -208,6 +208,46 @@ def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
     return total
 
 
+def _fused(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from polyfusion.kernels import norm
+
+    batch_mean = batch_var = u.new_empty(0, dtype=accumulate(u))
+    if mean is None or var is None:
+        count = max(1, u.numel() // max(1, u.shape[1]))
+        mean, var = batch_mean, batch_var = norm.statistics(u, s, count)
+    else:
+        batch_var = batch_var.clone()
+    return norm.apply(u, s, weight, bias, mean, var, eps, slope), batch_mean, batch_var
+
+
+def _fused_backward(
+    grad: Tensor,
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    batch: bool,
+    eps: float,
+    slope: float,
+) -> list[Tensor]:
+    from polyfusion.kernels import norm
+
+    du, ds, *rest = norm.backward(grad, u, s, weight, bias, mean, var, batch, eps, slope)
+    dweight, dbias = (x.to(y.dtype) for x, y in zip(rest, (weight, bias), strict=True))
+    return [du, u.new_empty(0) if ds is None else ds, dweight, dbias.clone()]
+
+
 def accumulate(u: Tensor) -> torch.dtype:
     """The dtype of sums and statistics."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
@@ -230,6 +270,8 @@ def _norm_activation(
     kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result, mean and variance; the last two are empty if they were given."""
+    if kernels != "eager":
+        return _fused(u, s, weight, bias, mean, var, eps, slope)
     y, *statistics = _eager(u, s, weight, bias, mean, var, eps)
     if mean is not None:
         statistics = [x.new_empty(0) for x in statistics]
@@ -250,7 +292,9 @@ def _norm_activation_backward(
     slope: float,
     kernels: str,
 ) -> list[Tensor]:
-    """Gradients of u, s (empty without it), weight and bias."""
+    """Gradients of u, s (empty without it), weight and bias; ``batch``: of u's own statistics."""
+    if kernels != "eager":
+        return _fused_backward(grad, u, s, weight, bias, mean, var, batch, eps, slope)
     return _eager_backward(grad, u, s, weight, bias, mean, var, eps, slope)
 
 

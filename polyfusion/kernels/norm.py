@@ -1,0 +1,352 @@
+"""Batch normalisation and activation of u + s, where the frames of a clip share s.
+
+In channels-last memory u is a matrix of rows (clip, frame, pixel) by channels. A program takes some
+pixels of a clip by some channels and walks over the clip's frames, so that it reads its part of s
+once and sums its part of ds alone. Without s, rows are dealt to programs the same way.
+
+Statistics take two stages: every program keeps (count, mean, M2) of what it saw, M2 the sum of
+squared distances from its mean, and these are merged in a fixed order. No sum of squares, whose
+difference to the squared sum loses all digits at a large mean; no atomics, so it is deterministic.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polyfusion.kernels.common import arithmetic, block, capability, launch
+
+
+@triton.jit
+def _tile(
+    start, frames, pixels, rows,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_T, BLOCK_P, 1): rows of these pixels in frames from ``start``, and which exist."""
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    clip = (tl.program_id(0) // tiles).to(tl.int64)
+    p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    t = start + tl.arange(0, BLOCK_T)
+    row = (clip * frames + t)[:, None] * pixels + p[None, :]
+    live = (t < frames)[:, None] & (p < pixels)[None, :] & (row < rows)
+    return row[:, :, None], live[:, :, None]
+
+
+@triton.jit
+def _clip_tile(
+    s, pixels, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """(1, BLOCK_P, BLOCK_C): this program's part of s, where it lies, and what of it exists."""
+    tiles = tl.cdiv(pixels, BLOCK_P)
+    clip = (tl.program_id(0) // tiles).to(tl.int64)
+    p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
+    at = (clip * pixels + p)[None, :, None] * CHANNELS + c[None, None, :]
+    live = (p < pixels)[None, :, None] & (c < CHANNELS)[None, None, :]
+    if SKIP:
+        return tl.load(s + at, mask=live, other=0.0).to(ACC), at, live
+    else:
+        return tl.zeros((1, BLOCK_P, BLOCK_C), ACC), at, live
+
+
+@triton.jit
+def _statistics_kernel(
+    u, s, counts, means, squares, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """First stage: a row of (count, mean, M2) for each program. Welford's update, per pixel."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    count = tl.zeros((BLOCK_P, 1), ACC)
+    mean = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    square = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        inside = live & (c < CHANNELS)[None, None, :]
+        x = tl.load(u + row * CHANNELS + c[None, None, :], mask=inside, other=0.0).to(ACC)
+        x = tl.where(inside, x + shared, 0.0)
+        more = tl.sum(live.to(ACC), axis=0)
+        tile_mean = tl.sum(x, axis=0) / tl.maximum(more, 1.0)
+        distance = tl.where(inside, x - tile_mean[None, :, :], 0.0)
+        step = tile_mean - mean
+        share = more / tl.maximum(count + more, 1.0)
+        mean += step * share
+        square += tl.sum(distance * distance, axis=0) + step * step * (count * share)
+        count += more
+    total = tl.sum(tl.sum(count, axis=0), axis=0)
+    center = tl.sum(mean * count, axis=0) / tl.maximum(total, 1.0)
+    distance = mean - center[None, :]
+    square = tl.sum(square + distance * distance * count, axis=0)
+    line = tl.program_id(0).to(tl.int64) * CHANNELS + c
+    tl.store(counts + tl.program_id(0), total, mask=tl.program_id(1) == 0)
+    tl.store(means + line, center, mask=c < CHANNELS)
+    tl.store(squares + line, square, mask=c < CHANNELS)
+
+
+@triton.jit
+def _merge_kernel(
+    counts, means, squares, mean, square, parts, divisor,
+    CHANNELS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Second stage: the mean and M2 / divisor of all parts."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_N,), ACC)
+    weighted = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    for start in range(0, parts, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
+        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+        count = tl.load(counts + n, mask=n < parts, other=0.0)
+        total += count
+        weighted += tl.load(means + at, mask=inside, other=0.0) * count[:, None]
+    center = tl.sum(weighted, axis=0) / tl.maximum(tl.sum(total, axis=0), 1.0)
+    sum_squares = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    for start in range(0, parts, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
+        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+        count = tl.load(counts + n, mask=n < parts, other=0.0)
+        distance = tl.load(means + at, mask=inside, other=0.0) - center[None, :]
+        sum_squares += tl.load(squares + at, mask=inside, other=0.0)
+        sum_squares += distance * distance * count[:, None]
+    tl.store(mean + c, center, mask=c < CHANNELS)
+    tl.store(square + c, tl.sum(sum_squares, axis=0) / divisor, mask=c < CHANNELS)
+
+
+@triton.jit
+def _per_channel(values, c, CHANNELS: tl.constexpr, ACC: tl.constexpr):
+    return tl.load(values + c, mask=c < CHANNELS, other=0.0).to(ACC)[None, None, :]
+
+
+@triton.jit
+def _apply_kernel(
+    u, s, weight, bias, mean, var, result, eps, slope, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC)
+        y = (x + shared) * scale + shift
+        y = tl.where(y > 0, y, y * slope)
+        tl.store(result + at, y.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_sums_kernel(
+    grad, u, s, weight, bias, mean, var, sums, products, eps, slope, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    product = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+        g = tl.where(x * scale + shift > 0, g, g * slope)
+        total += tl.sum(g, axis=0)
+        product += tl.sum(g * (x * inverse), axis=0)
+    line = tl.program_id(0).to(tl.int64) * CHANNELS + c
+    tl.store(sums + line, tl.sum(total, axis=0), mask=c < CHANNELS)
+    tl.store(products + line, tl.sum(product, axis=0), mask=c < CHANNELS)
+
+
+@triton.jit
+def _backward_kernel(
+    grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds, eps, slope,
+    frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shared, clip_at, clip_live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    mean_g = _per_channel(mean_sum, c, CHANNELS, ACC)
+    mean_gx = _per_channel(mean_product, c, CHANNELS, ACC)
+    clip_sum = tl.zeros((1, BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+        g = tl.where(x * scale + shift > 0, g, g * slope)
+        dx = scale * (g - mean_g - x * inverse * mean_gx)
+        tl.store(du + at, dx.to(du.dtype.element_ty), mask=inside)
+        if SKIP:
+            clip_sum += tl.sum(tl.where(inside, dx, 0.0), axis=0)[None, :, :]
+    if SKIP:
+        tl.store(ds + clip_at, clip_sum.to(ds.dtype.element_ty), mask=clip_live)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the rows of u lie: clips times frames times pixels, not all of which exist."""
+
+    clips: int
+    frames: int
+    pixels: int
+    rows: int
+
+
+def _lay_out(u: Tensor, s: Tensor | None) -> tuple[_Layout, dict[str, Any], tuple[int, int]]:
+    """Layout, tile sizes and grid. Without s: one clip of as many pixels as occupy a GPU."""
+    frames, channels, height, width = u.shape
+    rows = frames * height * width
+    if capability(u) is None:
+        # As few and large tiles as Triton allows: the interpreter's time goes by their number.
+        tile = {"BLOCK_C": block(channels, 1, 128)}
+        room = 2**19 // tile["BLOCK_C"]
+        if s is None:
+            layout = _Layout(1, 1, rows, rows)
+        else:
+            layout = _Layout(s.shape[0], frames // max(1, s.shape[0]), height * width, rows)
+        tile["BLOCK_P"] = block(layout.pixels, 1, room)
+        tile["BLOCK_T"] = block(layout.frames, 1, room // tile["BLOCK_P"])
+    else:
+        tile = {"BLOCK_T": 4, "BLOCK_C": block(channels, 16, 64), "num_warps": 4}
+        tile["BLOCK_P"] = 1024 // tile["BLOCK_C"]
+        if s is None:
+            programs = max(1, 2048 // triton.cdiv(max(1, channels), tile["BLOCK_C"]))
+            pixels = min(rows, tile["BLOCK_P"] * programs)
+            layout = _Layout(1, triton.cdiv(rows, max(1, pixels)), pixels, rows)
+        else:
+            layout = _Layout(s.shape[0], frames // max(1, s.shape[0]), height * width, rows)
+    grid = (
+        layout.clips * triton.cdiv(layout.pixels, tile["BLOCK_P"]) if u.numel() else 0,
+        triton.cdiv(max(1, channels), tile["BLOCK_C"]),
+    )
+    return layout, tile, grid
+
+
+def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and M2 / divisor per channel of u + s, in two launches."""
+    u, s = _rows(u), None if s is None else _rows(s)
+    layout, tile, grid = _lay_out(u, s)
+    channels, constants = u.shape[1], {"ACC": arithmetic(u)["ACC"]}
+    like = {"dtype": torch.float64 if u.dtype == torch.float64 else torch.float32}
+    counts = u.new_empty(grid[0], **like)
+    means, squares = (u.new_empty(grid[0], channels, **like) for _ in range(2))
+    launch(
+        _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
+        layout.frames, layout.pixels, layout.rows,
+        CHANNELS=channels, SKIP=s is not None, **constants, **tile,
+    )  # fmt: skip
+    return merge(counts, means, squares, divisor)
+
+
+def merge(
+    counts: Tensor, means: Tensor, squares: Tensor, divisor: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch."""
+    parts, channels = means.shape
+    mean, square = (means.new_zeros(channels) for _ in range(2))
+    interpreted = capability(means) is None
+    acc = tl.float64 if means.dtype == torch.float64 else tl.float32
+    tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
+    if not interpreted:
+        tile = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
+    launch(
+        _merge_kernel, (triton.cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
+        counts, means, squares, mean, square, parts, float(divisor),
+        CHANNELS=channels, ACC=acc, **tile,
+    )  # fmt: skip
+    return mean, square
+
+
+def apply(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """The activation of the normalised u + s, in one launch."""
+    x, s = _rows(u), None if s is None else _rows(s)
+    layout, tile, grid = _lay_out(x, s)
+    result = torch.empty_like(x)
+    launch(
+        _apply_kernel, grid, x, x if s is None else s, weight.contiguous(), bias.contiguous(),
+        mean.contiguous(), var.contiguous(), result, eps, slope,
+        layout.frames, layout.pixels, layout.rows,
+        CHANNELS=u.shape[1], SKIP=s is not None, ACC=arithmetic(u)["ACC"], **tile,
+    )  # fmt: skip
+    return _like(result, u)
+
+
+def backward(
+    grad: Tensor,
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    batch: bool,
+    eps: float,
+    slope: float,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """du, ds, dweight, dbias; ``batch``: mean and var are those of u + s."""
+    x, s_rows, g = _rows(u), None if s is None else _rows(s), _rows(grad)
+    layout, tile, grid = _lay_out(x, s_rows)
+    channels = u.shape[1]
+    values = tuple(x.contiguous() for x in (weight, bias, mean, var))
+    sizes = (layout.frames, layout.pixels, layout.rows)
+    constants = {
+        "CHANNELS": channels, "SKIP": s is not None, "ACC": arithmetic(u)["ACC"], **tile
+    }  # fmt: skip
+    shared = x if s_rows is None else s_rows
+    parts = mean.new_empty(2, grid[0], channels)
+    launch(
+        _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope, *sizes,
+        **constants,
+    )  # fmt: skip
+    sums = parts.sum(1)
+    means = sums / max(1, layout.rows) if batch else torch.zeros_like(sums)
+    du = torch.empty_like(x)
+    ds = None if s_rows is None else torch.zeros_like(s_rows)
+    launch(
+        _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
+        du, du if ds is None else ds, eps, slope, *sizes, **constants,
+    )  # fmt: skip
+    ds = None if ds is None or s is None else _like(ds, s)
+    return _like(du, u), ds, sums[1], sums[0]
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _like(result: Tensor, x: Tensor) -> Tensor:
+    """The result in x's memory format."""
+    same = torch.empty_like(x, device="meta").stride() == result.stride()
+    return result if same else torch.empty_like(x).copy_(result)
