@@ -446,6 +446,7 @@ struct FinalArguments {
     check_shape("weight", weight, {x.size(1), f.outputs, 4, 4});
     STD_TORCH_CHECK(f.outputs >= 1 && f.outputs <= 4, "the CUDA kernel makes 1 to 4 channels, not ",
                     f.outputs, "; use kernels='triton' or 'eager'");
+    STD_TORCH_CHECK(f.channels >= 1, "x has no channels");
     STD_TORCH_CHECK(polyfusion::final_shared_bytes(f) <= most_shared_bytes, f.channels,
                     " channels need more shared memory than a block has; use kernels='triton' or "
                     "'eager'");

@@ -16,6 +16,9 @@
 
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
+// Of an H100. Work is shared out for this many on every device, so that sums never depend on it.
+constexpr int multiprocessors = 132;
+
 // Launch and report a refused launch. More than 48 KB of shared memory must be asked for.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, int threads, size_t bytes, cudaStream_t stream,

@@ -55,6 +55,8 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 
+constexpr int multiprocessors = 2;  // few, so that the loops over more work than blocks run
+
 namespace emulation {
 
 constexpr int warp_size = 32, most_threads = 1024;

@@ -110,7 +110,6 @@ __global__ void __launch_bounds__(threads, 2) final_forward_kernel(const Final f
                                  i / 2, 2 * row + i % 2, 2 * at.x0 + lane);
         static_cast<T*>(y)[to] = from_float<T>(tanhf(sum));
       }
-    __syncwarp();
   }
 }
 
@@ -197,14 +196,13 @@ __global__ void __launch_bounds__(threads, 2)
   }
 }
 
-int forward_blocks(const Final& f) {
+// The forward's blocks are small, the backward's leave a partial sum each.
+int blocks_for(const Final& f, int wanted) {
   const int64_t tiles = tile_count(f);
-  return tiles < 1056 ? static_cast<int>(tiles) : 1056;
+  return tiles < wanted ? static_cast<int>(tiles) : wanted;
 }
-int backward_blocks(const Final& f) {
-  const int64_t tiles = tile_count(f);
-  return tiles < 264 ? static_cast<int>(tiles) : 264;
-}
+int forward_blocks(const Final& f) { return blocks_for(f, 8 * multiprocessors); }
+int backward_blocks(const Final& f) { return blocks_for(f, 2 * multiprocessors); }
 
 }  // namespace
 

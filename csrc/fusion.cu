@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(threads, 2) fusion_forward_kernel(const __grid
   float* tile = reinterpret_cast<float*>(shared);
   T* hidden = reinterpret_cast<T*>(shared + shared_bytes<Math>());
   int rank = g.rank, stride = resident_stride<Math>(g.rank);
+  // Written by all, then read by a product, which has a barrier before it reads.
   for (int k0 = 0; k0 < rank; k0 += tile_columns) {
     const Projections<Math> x(g, at, k0, shared);
 #pragma unroll
     for (int j = 0; j < tile_values; ++j)
       hidden[value_row(j) * stride + k0 + value_column(j)] = Math::staged(from_float<T>(x.hidden(j)));
   }
-  __syncthreads();
   float value[tile_values];
   if (f.clip_matrices != nullptr) {
     T* contracted = hidden + tile_rows * stride;
@@ -157,7 +157,6 @@ __global__ void __launch_bounds__(threads, 2) fusion_forward_kernel(const __grid
         contracted[value_row(j) * contracted_stride + k0 + value_column(j)] =
             Math::staged(from_float<T>(value[j]));
     }
-    __syncthreads();
     hidden = contracted, stride = contracted_stride, rank = f.clip_rank;
   }
 
@@ -250,7 +249,7 @@ Error run_forward(const Forward& f, Stream stream) {
   if (tiles == 0 || g.outputs + g.noise_columns == 0) return cudaSuccess;
   // Blocks that share frames repeat their projections, so no more of them than fill the device.
   const int across = divide_up(g.outputs, tile_columns);
-  const int64_t fill = 264 / tiles;
+  const int64_t fill = 2 * multiprocessors / tiles;
   const int groups = fill < 1 || across < 1 ? 1 : fill < across ? static_cast<int>(fill) : across;
   const dim3 grid(static_cast<unsigned>(tiles), 1, groups);
   return dispatch(g.type, [&](auto math) -> Error {

@@ -110,8 +110,8 @@ struct Channel {
 };
 
 // One block: the frames [begin, end) of one channel, or of 64 channels in channels_last. Statistics
-// are sums of x - shift and its square, with shift the block's first element: exact where the mean is
-// large. Then (mean, M2) of the block is stored; else (sum g, sum g normal).
+// are sums of x - shift and its square, with shift the channel's first element: exact where the mean
+// is large. Then (mean - shift, M2) of the block is stored, and shift; else (sum g, sum g normal).
 template <class T, bool channels_last, bool statistics>
 __global__ void __launch_bounds__(threads, 3)
     channel_sums_kernel(const Norm x, const void* dy, int frames_each, float* partial) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(threads, 3)
   if (statistics && inside && length > 0) {
     const Chunk c(layout, channels_last ? 0 : blockIdx.x, first_column);
     float value[chunk];
-    load_input<T>(x, begin, c, frame_size, value);
+    load_input<T>(x, 0, c, frame_size, value);
 #pragma unroll
     for (int i = 0; i < sums; ++i) shift[i] = value[i];
   }
@@ -183,8 +183,10 @@ __global__ void __launch_bounds__(threads, 3)
     const float a = sum[lane * sums + k], b = sum[workers * width + lane * sums + k];
     const float count = static_cast<float>(end - begin) * x.pixels;
     float* to = partial + static_cast<int64_t>(blockIdx.y) * 2 * x.channels + channel;
-    to[0] = statistics ? shift[k] + a / count : a;
+    to[0] = statistics ? a / count : a;
     to[x.channels] = statistics ? b - a * (a / count) : b;
+    if (statistics && blockIdx.y == 0)
+      partial[static_cast<int64_t>(gridDim.y) * 2 * x.channels + channel] = shift[k];
   }
 }
 
@@ -211,7 +213,8 @@ __global__ void __launch_bounds__(threads, 3)
       second += b;
     }
   }
-  first_out[channel] = first;
+  const float shift = statistics ? partial[static_cast<int64_t>(blocks) * 2 * x.channels + channel] : 0;
+  first_out[channel] = first + shift;
   second_out[channel] = statistics ? second / total : second;
 }
 
@@ -275,12 +278,12 @@ Error dispatch(const Norm& x, F f) {
 
 bool empty(const Norm& x) { return x.frames == 0 || x.channels == 0 || x.pixels == 0; }
 
-// Frames for each block of the sums, so that about a thousand blocks share the work.
+// Frames for each block of the sums, so that the blocks fill the device.
 struct Split {
   int channel_blocks, frames_each, blocks;
   explicit Split(const Norm& x) {
     channel_blocks = x.channels_last ? divide_up(x.channels, block_channels) : x.channels;
-    const int wanted = max(1, min(x.frames, 1024 / max(1, channel_blocks)));
+    const int wanted = max(1, min(x.frames, 8 * multiprocessors / max(1, channel_blocks)));
     frames_each = max(1, divide_up(x.frames, wanted));
     blocks = divide_up(x.frames, frames_each);
   }
@@ -306,7 +309,7 @@ Error channel_sums(const Norm& x, const void* dy, float* first, float* second, v
 }
 
 size_t partial_bytes(const Norm& x) {
-  return static_cast<size_t>(Split(x).blocks) * 2 * x.channels * sizeof(float);
+  return (static_cast<size_t>(Split(x).blocks) * 2 + 1) * x.channels * sizeof(float);
 }
 
 template <bool last>

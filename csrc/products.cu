@@ -84,7 +84,7 @@ void Batch::add(Product p) {
   const int depth = 128 / static_cast<int>(size_of(type_));
   const int64_t tiles = static_cast<int64_t>(divide_up(p.rows, tile_rows)) *
                         divide_up(p.columns, tile_columns) * p.batches;
-  const int64_t fill = tiles > 0 ? 512 / tiles : 0;
+  const int64_t fill = tiles > 0 ? 4 * multiprocessors / tiles : 0;
   const int64_t wanted = fill < 1 ? 1 : fill;
   const int steps = divide_up(p.depth, 4 * depth);
   p.splits = steps < 1 ? 1 : steps < wanted ? steps : static_cast<int>(wanted);

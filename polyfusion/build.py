@@ -32,10 +32,12 @@ KERNELS = ("fusion.cu", "products.cu", "norm.cu", "final.cu")
 ARCHITECTURES = ("80", "90", "100")
 LOCK_TIMEOUT = 900.0  # seconds; a build takes about two minutes
 TORCH_VERSION = "0x020b000000000000"  # the oldest PyTorch whose ABI the binary uses: 2.11
-BINDING_FLAGS = ("-std=c++20", "-O2", "-fPIC", f"-DTORCH_TARGET_VERSION={TORCH_VERSION}")
-DEVICE_FLAGS = ("-O3", "-Xcompiler", "-fPIC")
+# The kernels and the emulated ones may be loaded together, so neither exports its symbols.
+HIDDEN = ("-fPIC", "-fvisibility=hidden")
+BINDING_FLAGS = ("-std=c++20", "-O2", *HIDDEN, f"-DTORCH_TARGET_VERSION={TORCH_VERSION}")
+DEVICE_FLAGS = ("-O3", "-Xcompiler", ",".join(HIDDEN))
 HOST_FLAGS = (
-    "-x", "c++", "-std=c++20", "-O2", "-fPIC", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    "-x", "c++", "-std=c++20", "-O2", *HIDDEN, "-fno-strict-aliasing", "-Wno-unknown-pragmas",
     "-DPOLYFUSION_EMULATED",
 )  # fmt: skip
 

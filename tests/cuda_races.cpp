@@ -126,7 +126,7 @@ void norm(Type type, bool channels_last) {
 }
 
 void final_block(Type type, bool channels_last) {
-  const int N = 2, C = 70, O = 3, H = 5, W = 17;
+  const int N = 3, C = 70, O = 3, H = 5, W = 17;  // 12 tiles
   Buffer x(type, N * C * H * W), weight(type, C * O * 16), y(type, N * O * 4 * H * W);
   Buffer dy(type, N * O * 4 * H * W), dx(type, N * C * H * W), dweight(type, C * O * 16);
   for (Buffer* b : {&x, &weight, &dy}) b->fill();

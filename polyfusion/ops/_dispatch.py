@@ -5,9 +5,11 @@ Triton or the CUDA extension on a GPU, eager on a CPU (the interpreter is for ch
 """
 
 import functools
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 
@@ -75,9 +77,11 @@ def _say_interpreted() -> None:
     )
 
 
-def cuda_problem() -> str | None:
-    """Why the CUDA extension cannot be used on this machine, or ``None`` if it can."""
-    return "the CUDA extension is not built; use kernels='triton' or 'eager'"
+def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
+    """Why the CUDA extension cannot serve these tensors, or any, or ``None`` if it can."""
+    from polyfusion.kernels import cuda
+
+    return cuda.problem(tensors)
 
 
 def resolve(
@@ -101,7 +105,7 @@ def resolve(
             f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'"
         )
     if kernels == "cuda":
-        problem = cuda_problem()
+        problem = cuda_problem(tensors)
     else:
         problem = triton_problem()
         if problem is None and torch.cuda.is_available() and not on_cuda:
@@ -111,3 +115,9 @@ def resolve(
     if kernels == "triton" and interpreted() and not torch.compiler.is_compiling():
         _say_interpreted()
     return kernels
+
+
+def fused_kernels(name: str, kernels: str) -> ModuleType:
+    """The module with an operator's launchers: ``polyfusion.kernels.name``, or the extension's."""
+    module = "cuda" if kernels == "cuda" else name
+    return importlib.import_module(f"polyfusion.kernels.{module}")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
-from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._dispatch import fused_kernels, resolve
 from polyfusion.ops._register import register_fusion
 
 
@@ -129,23 +129,23 @@ def _check_weights(
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
-    from polyfusion.kernels.hadamard import hadamard_forward
+    fused = fused_kernels("hadamard", kernels)
 
     views, first, second, out, bias = operands
     if not second:
-        return hadamard_forward("shared", views, (), first, out, bias, noise)
-    return hadamard_forward("cmf", views, first, second, out, bias, noise)
+        return fused.hadamard_forward("shared", views, (), first, out, bias, noise)
+    return fused.hadamard_forward("cmf", views, first, second, out, bias, noise)
 
 
 def _backward(
     kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
 ) -> list[Tensor]:
-    from polyfusion.kernels.hadamard import hadamard_backward
+    fused = fused_kernels("hadamard", kernels)
 
     views, first, second, out, _bias = operands
     if not second:
-        return hadamard_backward("shared", grad, views, (), first, out, needs)
-    return hadamard_backward("cmf", grad, views, first, second, out, needs)
+        return fused.hadamard_backward("shared", grad, views, (), first, out, needs)
+    return fused.hadamard_backward("cmf", grad, views, first, second, out, needs)
 
 
 _fused = register_fusion(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
-from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._dispatch import fused_kernels, resolve
 from polyfusion.ops._register import register_fusion
 
 
@@ -59,19 +59,19 @@ def cp_eager(views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor) ->
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
-    from polyfusion.kernels.hadamard import hadamard_forward
+    fused = fused_kernels("hadamard", kernels)
 
     views, factors, out = operands
-    return hadamard_forward("cp", views, (), factors, out, None, noise)
+    return fused.hadamard_forward("cp", views, (), factors, out, None, noise)
 
 
 def _backward(
     kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
 ) -> list[Tensor]:
-    from polyfusion.kernels.hadamard import hadamard_backward
+    fused = fused_kernels("hadamard", kernels)
 
     views, factors, out = operands
-    return hadamard_backward("cp", grad, views, (), factors, out, needs)
+    return fused.hadamard_backward("cp", grad, views, (), factors, out, needs)
 
 
 _fused = register_fusion(

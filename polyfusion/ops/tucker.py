@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
-from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._dispatch import fused_kernels, resolve
 from polyfusion.ops._register import register_fusion
 
 
@@ -144,17 +144,17 @@ def _check_core_and_factors(
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
-    from polyfusion.kernels.tucker import tucker_forward
+    fused = fused_kernels("tucker", kernels)
 
-    return tucker_forward(*operands, noise)
+    return fused.tucker_forward(*operands, noise)
 
 
 def _backward(
     kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
 ) -> list[Tensor]:
-    from polyfusion.kernels.tucker import tucker_backward
+    fused = fused_kernels("tucker", kernels)
 
-    return tucker_backward(grad, *operands, needs)
+    return fused.tucker_backward(grad, *operands, needs)
 
 
 _fused = register_fusion(
