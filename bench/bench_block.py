@@ -1,0 +1,120 @@
+"""The generator's blocks and the normalise-activate operator against plain modules."""
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.bench_fusion import choose_kernels, fused_kernels
+from bench.machine import pick_device
+from bench.measure import (
+    COMPILED,
+    COMPILED_REWRITTEN,
+    PUBLISHED,
+    REWRITTEN,
+    Comparison,
+    Operator,
+    Workload,
+)
+from bench.straightforward import PlainFinal, PlainFirst, PlainNorm, PlainSkipConv, PlainUpConv
+from polyfusion.nn import FinalBlock, FirstBlock, NormActivation, SkipConvBlock, UpConvBlock
+
+DEVICE = pick_device()
+CLIPS, FRAMES = (16, 75) if DEVICE.type == "cuda" else (1, 25)
+MAPS = {1024: (4, 3), 512: (8, 6), 256: (16, 12), 128: (32, 24)}
+
+
+class PlainSkipNorm(PlainNorm):
+    """u + s stored, batch normalisation, activation."""
+
+    def forward(self, u: Tensor, s: Tensor) -> Tensor:
+        return super().forward(u + s.repeat_interleave(u.shape[0] // s.shape[0], 0))
+
+
+#: By name: our block, its plain form, the shapes of its inputs (None stands for B·T, "B" for B).
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], Sequence[tuple]]] = {
+    "first 394 → 1024·4·3": (lambda: FirstBlock(394, 1024), PlainFirst, [(None, 394)]),
+    **{
+        f"skip conv {c}, {h}×{w}": (
+            functools.partial(SkipConvBlock, c), PlainSkipConv, [(None, c, h, w), ("B", c, h, w)]
+        )
+        for c, (h, w) in MAPS.items()
+    },
+    **{
+        f"up conv {c} → {c // 2}, {h}×{w}": (
+            functools.partial(UpConvBlock, c, c // 2), PlainUpConv, [(None, c, h, w)]
+        )
+        for c, (h, w) in MAPS.items()
+    },
+    "final 64 → 3, 64×48": (lambda: FinalBlock(64), PlainFinal, [(None, 64, 64, 48)]),
+    "norm of u + s, 256, 16×12": (
+        lambda: NormActivation(256), PlainSkipNorm, [(None, 256, 16, 12), ("B", 256, 16, 12)]
+    ),
+    "norm, slope 0.2, 256, 16×12": (
+        lambda: NormActivation(256, slope=0.2), PlainNorm, [(None, 256, 16, 12)]
+    ),
+}  # fmt: skip
+
+
+def comparisons() -> list[Comparison]:
+    """Every block; on a CPU ``torch.compile`` only where the rewriting is (skips and norms)."""
+    dtypes = ("float32", "bfloat16") if DEVICE.type == "cuda" else ("float32",)
+    return [block_comparison(name, dtype) for dtype in dtypes for name in BLOCKS]
+
+
+def block_comparison(name: str, dtype: str = "float32") -> Comparison:
+    compiled = DEVICE.type == "cuda" or "skip" in name or "norm" in name
+    variants = [PUBLISHED, *([COMPILED] if compiled else []), REWRITTEN]
+    variants += [COMPILED_REWRITTEN] if compiled else []
+    variants += fused_kernels()
+    return Comparison(
+        "block", name, tuple(variants),
+        functools.partial(build_block, name, tuple(variants), CLIPS, FRAMES, dtype), DEVICE, dtype,
+        tolerance=1e-3 if dtype == "float32" else 1e-1, size={"clips": CLIPS, "frames": FRAMES},
+    )  # fmt: skip
+
+
+def build_block(
+    name: str, variants: tuple[str, ...], clips: int, frames: int, dtype: str = "float32"
+) -> Workload:
+    """A block in training mode. bf16 runs under autocast, on fp32 parameters and bf16 maps."""
+    torch.manual_seed(0)
+    make, plain, shapes = BLOCKS[name]
+    block = make().to(DEVICE)
+    sizes = {None: clips * frames, "B": clips}
+    target = {"device": DEVICE, "dtype": getattr(torch, dtype)}
+    inputs = [torch.randn(sizes[first], *rest).relu() for first, *rest in shapes]
+    inputs = [x.to(**target).requires_grad_() for x in inputs]
+    plain_block = plain(block).to(DEVICE)
+    reference = copy.deepcopy(plain_block).double()
+    if DEVICE.type == "cuda":
+        plain_block = plain_block.to(memory_format=torch.channels_last)  # cuDNN's fast layout
+    with torch.no_grad():
+        result = plain_block(*(x.float() for x in inputs))
+    grad = torch.randn(result.shape).to(**target)
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def subject(variant: str) -> Operator:
+        module = plain_block if variant in (PUBLISHED, COMPILED) else copy.deepcopy(block)
+        choose_kernels(module, variant)
+        call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
+
+        def function() -> Tensor:
+            with autocast:
+                return call(*inputs).to(grad.dtype)
+
+        return Operator(function, [*inputs, *module.parameters()], grad, compared=len(inputs))
+
+    def oracle() -> dict[str, list[Tensor]]:
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        leaves = [*exact, *reference.parameters()]
+        function = functools.partial(reference, *exact)
+        return Operator(function, leaves, grad.double(), compared=len(inputs)).results()
+
+    return Workload({name: subject(name) for name in variants}, oracle)
+
+
+def test_block(comparison: Comparison, run: str, variant: str, replay) -> None:
+    replay(comparison, run, variant, seconds=0.3)

@@ -1,0 +1,207 @@
+"""Whole networks: the generator, inference on one clip, and a step of the GAN's training."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bench.bench_fusion import choose_kernels, fused_kernels
+from bench.machine import pick_device
+from bench.measure import (
+    COMPILED,
+    COMPILED_REWRITTEN,
+    PUBLISHED,
+    REWRITTEN,
+    Comparison,
+    Operator,
+    Procedure,
+    Workload,
+)
+from bench.straightforward import PlainGenerator, PlainTalkingFace, PlainTrainer
+from model import TalkingFace
+from model.generator import Generator
+from train.config import PRESETS, TrainConfig
+from train.gan import Batch, Trainer
+
+DEVICE = pick_device()
+ON_GPU = DEVICE.type == "cuda"
+#: Clips and frames of a step: the paper's on a GPU, fewer of the paper's frames on a CPU.
+STEPS = {"demo": (8, 15), "paper": (16, 75) if ON_GPU else (1, 25)}
+CHECKED = 2, 6
+"""Clips and frames at which a training step is compared with the oracle."""
+
+
+def comparisons() -> list[Comparison]:
+    """Generator and training step at both sizes, inference of a clip at once and by frames."""
+    made = []
+    for dtype in ("float32", "bfloat16"):
+        made += [generator_comparison(preset, dtype) for preset in STEPS]
+        made += [step_comparison(preset, dtype) for preset in STEPS]
+        made += [inference_comparison(frames, dtype) for frames in (1, 75)]
+    return made
+
+
+def generator_comparison(preset: str, dtype: str = "float32") -> Comparison:
+    """Forward, and forward with backward, of the generator alone."""
+    compiled = ON_GPU or (preset, dtype) == ("paper", "float32")
+    variants = [PUBLISHED, *([COMPILED] if compiled else []), REWRITTEN]
+    variants += [COMPILED_REWRITTEN] if compiled else []
+    variants += fused_kernels()
+    clips, frames = STEPS[preset]
+    build = functools.partial(build_generator, preset, tuple(variants), dtype)
+    return Comparison(
+        "generator", preset, tuple(variants), build, DEVICE, dtype, ("forward", "both"),
+        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
+    )  # fmt: skip
+
+
+def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
+    """The generator in training mode; bf16 runs under autocast."""
+    torch.manual_seed(0)
+    config = PRESETS[preset].model
+    clips, frames = STEPS[preset]
+    generator = Generator(config, config.fused_dim + config.noise_dim).to(DEVICE)
+    plain = PlainGenerator(generator).to(DEVICE)
+    exact = copy.deepcopy(plain).double()
+    if ON_GPU:
+        plain.to(memory_format=torch.channels_last)  # cuDNN's fast layout
+    z = torch.randn(clips, frames, config.fused_dim + config.noise_dim, device=DEVICE)
+    z.requires_grad_()
+    skips = [
+        torch.randn(clips, c, config.height >> (i + 1), config.width >> (i + 1), device=DEVICE)
+        .relu()
+        .requires_grad_()
+        for i, c in enumerate(config.channels(config.base_channels))
+    ][1:]
+    grad = torch.randn(clips, frames, 3, config.height, config.width, device=DEVICE)
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def subject(variant: str) -> Operator:
+        module = plain if variant in (PUBLISHED, COMPILED) else copy.deepcopy(generator)
+        choose_kernels(module, variant)
+        call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
+
+        def function() -> Tensor:
+            with autocast:
+                return call(z, skips).float()
+
+        return Operator(function, [z, *skips, *module.parameters()], grad, compared=1)
+
+    def oracle() -> dict[str, list[Tensor]]:
+        inputs = [x.detach().double().requires_grad_() for x in (z, *skips)]
+        function = functools.partial(exact, inputs[0], inputs[1:])
+        return Operator(function, inputs, grad.double(), compared=1).results()
+
+    subjects = {name: subject(name) for name in variants}
+    return Workload(subjects, oracle, frames=clips * frames)  # type: ignore[arg-type]
+
+
+def inference_comparison(frames: int, dtype: str = "float32") -> Comparison:
+    """One clip of the paper's size through the whole model in evaluation mode."""
+    variants = (PUBLISHED, REWRITTEN, *fused_kernels())
+    name = f"streaming, T = {frames}" if frames == 1 else f"one clip, T = {frames}"
+    build = functools.partial(build_inference, frames, variants, dtype)
+    return Comparison(
+        "inference", name, variants, build, DEVICE, dtype, ("forward",),
+        tolerance=1e-3 if dtype == "float32" else 0.1, size={"clips": 1, "frames": frames},
+    )  # fmt: skip
+
+
+def build_inference(frames: int, variants: tuple[str, ...], dtype: str) -> Workload:
+    """Still and speech in, frames out."""
+    torch.manual_seed(0)
+    config = PRESETS["paper"].model
+    model = TalkingFace(config, "cp", "eager").to(DEVICE)
+    plain = PlainTalkingFace(model).to(DEVICE)
+    still = torch.rand(1, 3, config.height, config.width, device=DEVICE) * 2 - 1
+    audio = torch.rand(1, frames * config.samples_per_frame, device=DEVICE) * 2 - 1
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def animate(module: nn.Module, *inputs: Tensor) -> Tensor:
+        with torch.no_grad(), autocast:
+            return module(*inputs, torch.Generator().manual_seed(0))
+
+    def subject(variant: str) -> Procedure:
+        module = plain if variant == PUBLISHED else copy.deepcopy(model)
+        choose_kernels(module, variant)
+        call = functools.partial(animate, module.eval(), still, audio)
+        return Procedure("forward", call, lambda: [call()])
+
+    def oracle() -> dict[str, list[Tensor]]:
+        exact = copy.deepcopy(plain).double().eval()
+        with torch.no_grad():
+            noise = torch.Generator().manual_seed(0)
+            return {"forward": [exact(still.double(), audio.double(), noise)]}
+
+    return Workload({name: subject(name) for name in variants}, oracle, frames)
+
+
+def step_comparison(preset: str, dtype: str = "float32") -> Comparison:
+    """A whole training step against the straightforward implementation of the same networks."""
+    variants = (PUBLISHED, REWRITTEN, *fused_kernels())
+    clips, frames = STEPS[preset]
+    build = functools.partial(build_step, preset, variants, dtype)
+    return Comparison(
+        "training step", preset, variants, build, DEVICE, dtype, ("step",),
+        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
+    )  # fmt: skip
+
+
+def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
+    """Trainers with the same weights; compared by their losses in a step after a step."""
+    clips, frames = STEPS[preset]
+    precision = "bf16" if dtype == "bfloat16" else "fp32"
+    config = dataclasses.replace(
+        PRESETS[preset], precision=precision, batch_size=clips, frames=frames, kernels="eager"
+    )
+    start = Trainer(config, DEVICE)
+    batch, small = random_batch(config, clips, frames), random_batch(config, *CHECKED)
+
+    def stepper(variant: str) -> Callable[[Batch, int], dict[str, Tensor]]:
+        if variant == PUBLISHED:
+            return PlainTrainer(config, start.model, start.discriminators).step
+        trainer = Trainer(config, DEVICE)  # the same seed, so the same weights
+        for module in trainer.modules.values():
+            choose_kernels(module, variant)
+        trainer.make_optimizers()
+        return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
+
+    def subject(variant: str) -> Procedure:
+        step = stepper(variant)
+        return Procedure("step", lambda: step(batch, 0), lambda: losses(step, small))
+
+    def oracle() -> dict[str, list[Tensor]]:
+        exact = PlainTrainer(
+            dataclasses.replace(config, precision="fp32"), start.model, start.discriminators
+        ).to(torch.float64)
+        exact.make_optimizers()
+        doubled = Batch(small.frames.double(), small.audio.double())
+        return {"step": losses(exact.step, doubled)}
+
+    return Workload({name: subject(name) for name in variants}, oracle, frames=clips * frames)
+
+
+def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> list[Tensor]:
+    """Every loss of a first step, and of one after it, which the first update shows in."""
+    terms = [step(batch, seed) for seed in (0, 1)]
+    names = ("d_frame", "d_seq", "d_sync", "g_frame", "g_seq", "g_sync", "l1", "generator")
+    return [
+        torch.stack([(t[name] if name in t else t[f"loss/{name}"]).detach() for name in names])
+        for t in terms
+    ]
+
+
+def random_batch(config: TrainConfig, clips: int, frames: int) -> Batch:
+    """Noise of a batch's shape."""
+    generator = torch.Generator().manual_seed(1)
+    m = config.model
+    video = torch.rand(clips, frames, 3, m.height, m.width, generator=generator) * 2 - 1
+    audio = torch.rand(clips, frames * m.samples_per_frame, generator=generator) * 2 - 1
+    return Batch(video.to(DEVICE), audio.to(DEVICE))
+
+
+def test_model(comparison: Comparison, run: str, variant: str, replay) -> None:
+    replay(comparison, run, variant, seconds=1.0)

@@ -1,0 +1,99 @@
+"""The machine: what it is, and how fast a matrix product and a copy are on it."""
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import polyfusion
+
+
+def pick_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for all work on the device; a CPU has none pending."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def processor() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def describe(device: torch.device) -> dict[str, Any]:
+    """Device, versions and measured ceilings: the circumstances of every result of this run."""
+    on_gpu = device.type == "cuda"
+    threads = torch.get_num_threads()
+    cpu = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu,
+        "kind": device.type,
+        "processor": processor(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda,
+        "tensorly": _version("tensorly"),
+        "polyfusion": polyfusion.__version__,
+        "ceilings": ceilings(device),
+    }
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """FLOP/s of a square matrix product per dtype, B/s of a copy; the best of several runs."""
+    on_gpu = device.type == "cuda"
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        n = 8192 if on_gpu else 1024
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        ways: list[Callable[[], Any]] = [functools.partial(torch.mm, a, b)]
+        if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            ways.append(functools.partial(_onednn, a, b))  # MKL is slow on AMD processors
+        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / min(map(_best_seconds(device), ways))
+    source = torch.empty((1 << 30 if on_gpu else 1 << 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = functools.partial(target.copy_, source)
+    found["copy"] = 2 * source.numel() / _best_seconds(device)(copy)
+    return found
+
+
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def _best_seconds(device: torch.device, rounds: int = 8) -> Callable[[Callable], float]:
+    def best(call: Callable) -> float:
+        call()
+        seconds = []
+        for _ in range(rounds):
+            synchronise(device)
+            start = time.perf_counter()
+            call()
+            synchronise(device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return best
+
+
+def _version(module: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(module)
+    except PackageNotFoundError:
+        return None

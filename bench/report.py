@@ -1,0 +1,222 @@
+"""Reports of results: Markdown and one HTML file per run, the tables of README and docs.
+
+python -m bench.report        regenerate README and docs/performance.md from bench/results/
+"""
+
+import html
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.figures import all_figures, growth, last_runs, save, speedups, to_svg
+from bench.results import Results, ResultsError, read_results
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
+VARIANTS = ("compile of published", "rewritten", "compile of rewritten", "tensorly", "triton",
+            "cuda")  # fmt: skip
+OURS = ("rewritten", "compile of rewritten", "triton", "cuda")
+PEERS = ("published", "compile of published", "tensorly")
+HOW = (
+    "Times are medians of synchronised calls; the variants of a comparison take turns, and a "
+    "speed-up is the median over the turns. Every variant agreed with a float64 oracle first: "
+    "*error* is the worst ‖difference‖ / ‖oracle‖ of its results and gradients. *published* is the "
+    "equation or network as usually written, *rewritten* ours in plain PyTorch. FLOPs are those of "
+    "the form computed, bytes are every operand read and every result written once, and shares "
+    "are of the ceilings above."
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.md and report.html beside the results; return the latter's path."""
+    results = read_results(folder)
+    (folder / "report.md").write_text(markdown(results))
+    path = folder / "report.html"
+    path.write_text(page(results))
+    return path
+
+
+def circumstances(results: Results) -> list[str]:
+    """What the numbers were measured on."""
+    machine = results.head["machine"]
+    ceilings, device, label = machine["ceilings"], machine["device"], results.head["label"]
+    label = device if label == device else f"{label} ({device})"
+    versions = ", ".join(
+        f"{name} {machine[name]}"
+        for name in ("python", "torch", "triton", "cuda", "tensorly", "polyfusion")
+        if machine.get(name)
+    )
+    return [
+        f"Measured on {label}, {results.head['date']}.",
+        f"Versions: {versions}.",
+        f"Ceilings measured at the start: matrix product {ceilings['float32'] / 1e9:.0f} GFLOP/s "
+        f"in fp32, {ceilings['bfloat16'] / 1e9:.0f} in bf16; copy {ceilings['copy'] / 1e9:.0f} "
+        "GB/s.",
+    ]
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> list[str]:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def number(value: float | None, scale: float = 1.0, unit: str = "") -> str:
+    """Three significant digits; nothing where there is no value."""
+    if value is None:
+        return ""
+    scaled = value * scale
+    return f"{scaled:.0f}{unit}" if abs(scaled) >= 100 else f"{scaled:.3g}{unit}"
+
+
+def detail(row: dict[str, Any]) -> list[str]:
+    """A row of a full table."""
+    if not row["median"]:
+        return [row["case"], row["dtype"], row["run"], row["variant"], row["failure"], *[""] * 9]
+    speedup = f"{row['speedup']:.2f}×" if row["speedup"] else f"refused: {row['failure']}"
+    return [
+        row["case"], row["dtype"], row["run"], row["variant"],
+        f"{number(row['median'], 1e3)} ({number(row['p20'], 1e3)}-{number(row['p80'], 1e3)})",
+        speedup, number(row["flops"], 1e-9), number(row["flop_share"], 100, " %"),
+        number(row["byte_share"], 100, " %"), number(row["peak_bytes"], 1e-6),
+        number(row["launches"]), number(row["frames_per_second"]),
+        f"{row['error']:.0e}" if row["error"] is not None else "", number(row["first_call"]),
+    ]  # fmt: skip
+
+
+DETAIL_HEADER = (
+    "case", "dtype", "pass", "variant", "ms (p20-p80)", "speed-up", "GFLOP", "of matmul",
+    "of copy", "peak MB", "launches", "frames/s", "error", "first call, s",
+)  # fmt: skip
+
+
+def losses(results: Results) -> list[str]:
+    """A line for every pass in which our best form is slower than the best peer."""
+    passes: dict[tuple, dict[str, float]] = {}
+    for row in results.rows:
+        if row["speedup"] and row["group"] != "growth":
+            at = row["group"], row["case"], row["dtype"], row["run"]
+            passes.setdefault(at, {})[row["variant"]] = row["median"]
+    lines = []
+    for (group, case, dtype, run), times in passes.items():
+        ours = {v: t for v, t in times.items() if v in OURS}
+        peers = {v: t for v, t in times.items() if v in PEERS}
+        if not ours or not peers:
+            continue
+        best, peer = min(ours, key=ours.__getitem__), min(peers, key=peers.__getitem__)
+        if ours[best] > peers[peer]:
+            share = peers[peer] / ours[best]
+            lines.append(f"- {group} {case}, {dtype}, {run}: {best} is {share:.2f}× {peer}")
+    return lines
+
+
+def markdown(results: Results) -> str:
+    """The whole report as Markdown."""
+    lines = ["# Benchmarks", "", *(f"{line}  " for line in circumstances(results)), "", HOW, ""]
+    lost = losses(results)
+    lines += ["## Where we lose", "", *(lost or ["Nowhere in this run."]), ""]
+    for group in dict.fromkeys(row["group"] for row in results.rows):
+        rows = [detail(row) for row in results.find(group=group)]
+        lines += [f"## {group.capitalize()}", "", *table(rows, DETAIL_HEADER), ""]
+    return "\n".join(lines)
+
+
+def page(results: Results) -> str:
+    """The whole report as one HTML file that needs no other."""
+    body = ["<h1>Benchmarks</h1>"]
+    body += [f"<p>{html.escape(line)}</p>" for line in circumstances(results)]
+    body.append(f"<p>{html.escape(HOW.replace('*', ''))}</p>")
+    for title, figure in all_figures(results).items():
+        body.append(f"<h2>{html.escape(title)}</h2>\n{to_svg(figure)}")
+    lost = losses(results)
+    items = "".join(f"<li>{html.escape(line.removeprefix('- '))}</li>" for line in lost)
+    body.append(f"<h2>Where we lose</h2>\n<ul>{items or '<li>Nowhere in this run.</li>'}</ul>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in DETAIL_HEADER)
+    for group in dict.fromkeys(row["group"] for row in results.rows):
+        cells = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in detail(row)) + "</tr>\n"
+            for row in results.find(group=group)
+        )
+        body.append(f"<h2>{html.escape(group.capitalize())}</h2>\n<table><tr>{head}</tr>{cells}")
+        body.append("</table>")
+    style = (
+        "body{font:14px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}"
+        "table{border-collapse:collapse;font-size:12px}td,th{padding:2px 8px;text-align:left;"
+        "border-bottom:1px solid #ddd}svg{max-width:100%;height:auto}"
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>polyfusion benchmarks</title>'
+        f"<style>{style}</style><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def summary(results: Results) -> list[str]:
+    """The README's table of one machine: speed-ups over the published form, losses included."""
+    rows = last_runs(results)
+    present = [v for v in VARIANTS if any(row["variant"] == v for row in rows)]
+    cases: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        at = row["group"], row["case"], row["dtype"], row["run"]
+        cases.setdefault(at, {})[row["variant"]] = row
+    body = []
+    for (group, case, dtype, run), variants in cases.items():
+        baseline = variants.get("published")
+        if baseline is None or not baseline["speedup"]:
+            continue
+        precision = "" if dtype == "float32" else ", bf16"
+        name = f"{group} {case}{precision}" if group != "fusion" else f"{case}{precision}"
+        speed = [
+            f"{variants[v]['speedup']:.2f}×" if variants.get(v, {}).get("speedup") else "–"
+            for v in present
+        ]
+        body.append([name, run, number(baseline["median"], 1e3), *speed])
+    header = ["", "pass", "published, ms", *present]
+    return ["  \n".join(circumstances(results)), "", *table(body, header)]
+
+
+def replace_between(text: str, replacement: str, path: Path) -> str:
+    """The text with what lies between the two markers replaced."""
+    start, end = MARKERS
+    if start not in text or end not in text:
+        raise ResultsError(f"{path}: no {start} … {end} to write the results between")
+    before, after = text.split(start, 1)[0], text.split(end, 1)[1]
+    return f"{before}{start}\n{replacement}\n{end}{after}"
+
+
+def generated(folder: Path) -> tuple[str, str]:
+    """The README's section and that of docs/performance.md, of every run in ``folder``."""
+    runs = [read_results(path.parent) for path in sorted(folder.glob("*/results.jsonl"))]
+    if not runs:
+        raise ResultsError(f"{folder}: no results; run `python -m bench --out {folder}/NAME`")
+    readme = "\n\n".join("\n".join(summary(results)) for results in runs)
+    parts = []
+    for results in runs:
+        parts += [f"## {results.head['label']}", "", *summary(results), "", "### Where we lose", ""]
+        parts += [*(losses(results) or ["Nowhere in this run."]), ""]
+        kind = results.head["machine"]["kind"]
+        if results.find(group="growth"):
+            parts += ["### Growth", "", f"![Time and memory growing](growth_{kind}.svg)", ""]
+        parts += [f"![Speed-ups](speedup_{kind}.svg)", ""]
+    return readme, "\n".join(parts).rstrip()
+
+
+def write_docs(folder: Path, root: Path = ROOT) -> None:
+    """Write README's and docs/performance.md's sections, and the figures of the latter."""
+    readme, performance = generated(folder)
+    for path, text in ((root / "README.md", readme), (root / "docs/performance.md", performance)):
+        path.write_text(replace_between(path.read_text(), text, path))
+    for path in sorted(folder.glob("*/results.jsonl")):
+        results = read_results(path.parent)
+        kind = results.head["machine"]["kind"]
+        for name, figure in (("growth", growth(results)), ("speedup", speedups(results))):
+            if figure is not None:
+                save(figure, root / "docs" / f"{name}_{kind}.svg")
+
+
+if __name__ == "__main__":
+    try:
+        write_docs(ROOT / "bench" / "results")
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
