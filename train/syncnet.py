@@ -1,0 +1,240 @@
+"""Trains our SyncNet, which measures AV offset and confidence without any download.
+
+    python -m train.syncnet --out syncnet.safetensors                    built-in set, minutes
+    python -m train.syncnet --data PREPARED --out syncnet.safetensors
+
+For every window of five frames the network has to find its sound among those of the same clip
+(multi-way matching: Chung, Chung, Kang, "Perfect match", ICASSP 2019), so that neither the face
+nor the voice helps. Afterwards the clips of the other splits are shifted by known amounts and the
+network has to find them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from train.config import PRESETS, TrainConfig, UserError
+from train.data.prepared import DataError, PreparedSet
+from train.loop import find_data, pick_device
+from train.metrics.mfcc import mfcc
+from train.metrics.score import MetricError
+from train.metrics.sync import FPS, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
+from train.metrics.syncnet import OURS, OurSyncNet, mfcc_windows
+from train.metrics.weights import freeze, save_network
+
+MARGIN = 10  # frames cut off both ends of a held-out clip, the greatest shift tried
+
+
+@dataclass(frozen=True)
+class SyncNetConfig:
+    """Train the SyncNet that measures AV offset and confidence.
+
+    Example: python -m train.syncnet --data data/grid --out syncnet.safetensors
+    """
+
+    out: Path
+    """File to write, .safetensors."""
+    data: str = "synthetic"
+    """`synthetic` (the built-in set at demo size) or the directory of a prepared set, 25 frames/s
+    and 16 kHz."""
+    steps: int = 400
+    """Training steps."""
+    batch_size: int = 8
+    """Clips per step."""
+    windows: int = 32
+    """Consecutive windows per clip, among whose sounds each has to find its own."""
+    learning_rate: float = 1e-3
+    """Adam's, falling to zero along a cosine."""
+    limit: int = 2000
+    """Clips to train on; each takes 0.5 MB of memory."""
+    held_out: int = 60
+    """Clips of other splits to test on."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of initialisation, clip order, crops and test shifts."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "limit", "held_out"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if self.windows < SHIFT:
+            raise ValueError(f"--windows {self.windows}: expected at least {SHIFT}")
+
+
+def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
+    """Train, test on held-out clips, write `config.out`; return what the file records.
+
+    `found` is the share of held-out clips whose known shift was found exactly, `within_one` that
+    found to a frame. Raises DataError for unsuitable data and UserError for a file that cannot be
+    written.
+    """
+    device = pick_device(config.device)
+    root = data_root(config.data)
+    clips = load_clips(root, config.windows, config.limit)
+    torch.manual_seed(config.seed)
+    network = OurSyncNet().to(device)
+    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    rng = np.random.default_rng(config.seed)
+    print(f"{OURS}: {len(clips)} clips of {root}, {config.steps} steps on {device}", flush=True)
+    smoothed = math.log(config.windows)
+    with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar:
+        for _ in range(config.steps):
+            chosen = rng.choice(len(clips), config.batch_size, replace=len(clips) < 8)
+            pictures, sounds = draw_windows([clips[i] for i in chosen], config.windows, rng)
+            loss = matching_loss(network, pictures.to(device), sounds.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            smoothed += 0.05 * (loss.item() - smoothed)
+            bar.set_postfix_str(f"loss {smoothed:.2f}")
+            bar.update()
+    if not math.isfinite(smoothed):
+        raise UserError("the loss is not finite; try a smaller --learning-rate")
+    freeze(network, device)
+    result = find_shifts(network, root, config.held_out, config.seed, device)
+    record = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    save_network(config.out, OURS, network, {**result, "trained_on": str(root), "config": record})
+    print(
+        f"held out: the shift of {result['found']:.0%} of {result['clips']:.0f} clips found "
+        f"exactly, {result['within_one']:.0%} to a frame; "
+        f"mean confidence {result['confidence']:.2f}\n{config.out}"
+    )
+    return result
+
+
+def data_root(data: str) -> Path:
+    """The directory of a prepared set; `synthetic` renders or finds the built-in one."""
+    demo: TrainConfig = PRESETS["demo"]
+    return find_data(demo) if data == "synthetic" else Path(data)
+
+
+def open_split(root: Path, split: str | None) -> PreparedSet:
+    """A split whose rates are SyncNet's; DataError otherwise."""
+    data = PreparedSet(root, split)
+    if (data.fps, data.sample_rate) != (FPS, SAMPLE_RATE):
+        raise DataError(
+            f"{root} has {data.fps:g} fps and {data.sample_rate} Hz, SyncNet needs {FPS:g} and "
+            f"{SAMPLE_RATE}; prepare it again with --sample-rate {SAMPLE_RATE}"
+        )
+    return data
+
+
+def load_clips(root: Path, windows: int, limit: int) -> list[tuple[Tensor, Tensor]]:
+    """Mouths (T, 32, 48) float16 and MFCC windows (K, 13, 20) of the training clips."""
+    data, network = open_split(root, "train"), OurSyncNet()
+    clips = []
+    for index in tqdm(range(min(len(data), limit)), desc="reading", unit="clip", leave=False):
+        item = data[index]
+        if len(item["frames"]) < windows + 5:
+            continue
+        cepstra = mfcc(np.rint(item["audio"].numpy() * 32768), SAMPLE_RATE)
+        sounds = mfcc_windows(network.sounds(torch.from_numpy(cepstra).float()))
+        clips.append((network.mouths(item["frames"]).half(), sounds))
+    if not clips:
+        raise DataError(f"{root}: no training clip of {windows + 5} frames")
+    return clips
+
+
+def draw_windows(
+    clips: list[tuple[Tensor, Tensor]], windows: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Pictures (B, n, 5, 32, 48) and sounds (B, n, 13, 20) of n consecutive windows per clip.
+
+    Pictures are shifted by up to two pixels and mirrored at random, as faces are.
+    """
+    pictures, sounds = [], []
+    for mouths, cepstra in clips:
+        last = min(len(mouths) - 4, len(cepstra)) - windows
+        start = int(rng.integers(last + 1))
+        picture = mouths[start : start + windows + 4].float()
+        if rng.random() < 0.5:
+            picture = picture.flip(2)
+        down, right = rng.integers(-2, 3, 2)
+        padded = F.pad(picture[None], (2, 2, 2, 2), mode="replicate")[0]
+        height, width = picture.shape[1:]
+        picture = padded[:, 2 + down : 2 + down + height, 2 + right : 2 + right + width]
+        pictures.append(picture.unfold(0, 5, 1).permute(0, 3, 1, 2))
+        sounds.append(cepstra[start : start + windows])
+    return torch.stack(pictures), torch.stack(sounds)
+
+
+def matching_loss(network: OurSyncNet, pictures: Tensor, sounds: Tensor) -> Tensor:
+    """Cross-entropy of finding the right sound by distance, and the right picture, in each clip."""
+    clips, windows = pictures.shape[:2]
+    lips = network.lips(pictures.flatten(0, 1)).unflatten(0, (clips, windows))
+    voice = network.audio(sounds.flatten(0, 1)).unflatten(0, (clips, windows))
+    logits = -torch.cdist(lips, voice)  # (B, n, n)
+    target = torch.arange(windows, device=logits.device).expand(clips, -1)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target))
+
+
+def shifted(frames: Tensor, audio: np.ndarray, shift: int) -> tuple[Tensor, np.ndarray]:
+    """The inner part of a clip with its sound `shift` frames early (negative: late).
+
+    MARGIN frames are cut off both ends, so that real sound fills the whole clip.
+    """
+    stop = len(frames) - MARGIN
+    sound = audio[(MARGIN + shift) * STRIDE : (stop + shift) * STRIDE]
+    return frames[MARGIN:stop], sound
+
+
+def find_shifts(
+    network: OurSyncNet, root: Path, count: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Shift clips that are not of the training split by -10 .. 10 frames and look for it."""
+    data = open_split(root, None)
+    held_out = [i for i, clip in enumerate(data.clips) if clip["split"] != "train"]
+    rng = np.random.default_rng([seed, 1])
+    errors, confidences = [], []
+    for index in rng.permutation(held_out)[:count]:
+        item = data[int(index)]
+        shift = int(rng.integers(-MARGIN, MARGIN + 1))
+        frames, audio = shifted(item["frames"], item["audio"].numpy(), shift)
+        scores = sync_scores(
+            network, frames.to(device), audio, fps=FPS, sample_rate=SAMPLE_RATE, masked=True
+        )
+        offset, confidence = scores["av_offset"].value, scores["av_confidence"].value
+        if offset is not None and confidence is not None:
+            errors.append(abs(offset - shift))
+            confidences.append(confidence)
+    if not errors:
+        raise DataError(f"{root}: no clip outside the training split is long enough to test on")
+    return {
+        "found": float(np.mean(np.equal(errors, 0))),
+        "within_one": float(np.mean(np.less_equal(errors, 1))),
+        "confidence": float(np.mean(confidences)),
+        "clips": float(len(errors)),
+    }
+
+
+def main() -> int:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        train_syncnet(tyro.cli(SyncNetConfig, prog="python -m train.syncnet"))
+    except (UserError, DataError, MetricError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
