@@ -312,22 +312,16 @@ Tensors tucker_backward(Tensor grad, Tensors views, Tensor core, Tensors factors
   return gradients.all;
 }
 
-// Whether a (N, C, H, W) tensor is dense in channels_last, else in NCHW. Sizes of 1 fit both.
-bool is_channels_last(const Tensor& x) {
+// Sizes of 1 do not count: their strides are arbitrary.
+void check_format(const Tensor& x, bool channels_last) {
   STD_TORCH_CHECK(x.dim() == 4, "expected (N, C, H, W)");
-  if (x.is_contiguous()) return false;
-  const int64_t order[4] = {1, 3, 2, 0};
+  const int64_t orders[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
   int64_t stride = 1;
-  for (const int64_t i : order) {
-    STD_TORCH_CHECK(x.size(i) == 1 || x.stride(i) == stride, "expected a dense NCHW or channels_last");
+  for (const int64_t i : orders[channels_last]) {
+    STD_TORCH_CHECK(x.numel() == 0 || x.size(i) == 1 || x.stride(i) == stride,
+                    "expected dense tensors in one memory format");
     stride *= x.size(i);
   }
-  return true;
-}
-
-void check_format(const Tensor& x, bool channels_last) {
-  STD_TORCH_CHECK(channels_last ? is_channels_last(x) || x.is_contiguous() : x.is_contiguous(),
-                  "expected tensors of one memory format");
 }
 
 struct NormArguments {
@@ -337,7 +331,8 @@ struct NormArguments {
                 const Tensor* variance, const Tensor* weight, const Tensor* bias, double eps,
                 double slope) {
     x.type = type_of(u, false);
-    x.channels_last = is_channels_last(u);
+    x.channels_last = !u.is_contiguous();
+    check_format(u, x.channels_last);
     x.frames = size(u.size(0)), x.channels = size(u.size(1));
     x.pixels = size(u.size(2) * u.size(3));
     size(static_cast<int64_t>(x.channels) * x.pixels);
@@ -437,7 +432,7 @@ struct FinalArguments {
 
   FinalArguments(const Tensor& x, const Tensor& given, bool tf32) : weight(Operands(x)(given)) {
     f.type = type_of(x, tf32);
-    f.channels_last = is_channels_last(x);
+    check_format(x, true);
     f.frames = size(x.size(0)), f.channels = size(x.size(1));
     f.height = size(x.size(2)), f.width = size(x.size(3));
     size(x.size(0) * x.size(2) * x.size(3));
@@ -457,36 +452,29 @@ struct FinalArguments {
   }
 };
 
-// An image in the memory format of x, allocated as (N, H, W, C) if that is channels_last.
 Tensor final_forward(Tensor x, Tensor weight, bool tf32) {
   const Device device(x);
   const FinalArguments a(x, weight, tf32);
   const auto shape = a.image_shape();
-  Tensor y = empty(x, shape);
-  if (a.f.channels_last)
-    y = torch::stable::transpose(
-        torch::stable::transpose(empty(x, {shape[0], shape[2], shape[3], shape[1]}), 2, 3), 1, 2);
+  const Tensor y = empty(x, {shape[0], shape[2], shape[3], shape[1]});
   check(polyfusion::final_forward(a.f, y.mutable_data_ptr(), device.stream));
-  return y;
+  return torch::stable::transpose(torch::stable::transpose(y, 2, 3), 1, 2);
 }
 
-// dx and dweight, empty where not needed.
-std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor x, Tensor weight, Tensor y,
-                                          bool needs_x, bool needs_weight, bool tf32) {
+std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor y, Tensor x, Tensor weight,
+                                          bool tf32) {
   const Device device(x);
   const FinalArguments a(x, weight, tf32);
   for (const Tensor* image : {&y, &grad}) {
     check_shape("an image", *image, a.image_shape());
     STD_TORCH_CHECK(image->scalar_type() == x.scalar_type() && image->device() == x.device(),
                     "expected tensors of one dtype on one device");
-    check_format(*image, a.f.channels_last);
+    check_format(*image, true);
   }
-  Tensor dx = needs_x ? torch::stable::empty_like(x) : empty(x, {0});
-  Tensor dweight = needs_weight ? torch::stable::empty_like(a.weight) : empty(x, {0});
+  Tensor dx = torch::stable::empty_like(x), dweight = torch::stable::empty_like(a.weight);
   Tensor workspace = empty_bytes(x, polyfusion::final_backward_bytes(a.f));
   check(polyfusion::final_backward(a.f, y.const_data_ptr(), grad.const_data_ptr(),
-                                   needs_x ? dx.mutable_data_ptr() : nullptr,
-                                   needs_weight ? dweight.mutable_data_ptr() : nullptr,
+                                   dx.mutable_data_ptr(), dweight.mutable_data_ptr(),
                                    workspace.mutable_data_ptr(), device.stream));
   return {dx, dweight};
 }
@@ -528,8 +516,7 @@ DEFINE(NAMESPACE, m) {
       "Tensor bias, Tensor? sums, float count, float eps, float slope) -> (Tensor, Tensor)");
   m.def("final_forward(Tensor x, Tensor weight, bool tf32) -> Tensor");
   m.def(
-      "final_backward(Tensor grad, Tensor x, Tensor weight, Tensor y, bool needs_x, "
-      "bool needs_weight, bool tf32) -> (Tensor, Tensor)");
+      "final_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, bool tf32) -> (Tensor, Tensor)");
 }
 
 IMPLEMENT(NAMESPACE, BACKEND, m) {

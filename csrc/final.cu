@@ -34,27 +34,24 @@ __host__ inline int64_t tile_count(const Final& f) {
   return static_cast<int64_t>(divide_up(f.width, tile_pixels)) * divide_up(f.height, warps) * f.frames;
 }
 
-__device__ inline int64_t place(bool channels_last, int channels, int height, int width, int frame,
-                                int c, int y, int x) {
-  if (channels_last) return ((static_cast<int64_t>(frame) * height + y) * width + x) * channels + c;
-  return ((static_cast<int64_t>(frame) * channels + c) * height + y) * width + x;
+// Offset of a pixel's first channel in a map (N, height, width, channels).
+__device__ inline int64_t place(int channels, int height, int width, int frame, int y, int x) {
+  return ((static_cast<int64_t>(frame) * height + y) * width + x) * channels;
 }
 
 // Copies input pixels (rows x columns from (y0, x0)) by channels [c0, c0 + count) to tile (pixel,
-// channel), 0 outside the image; neighbouring threads read neighbouring memory.
+// channel), 0 outside the image.
 template <class Math, int count, int stride>
 __device__ void stage_input(const Final& f, int frame, int y0, int x0, int rows, int columns, int c0,
                             typename Math::Element* tile) {
   using T = typename Math::Element;
   const T* from = static_cast<const T*>(f.x);
-  const int pixels = rows * columns;
-  for (int i = threadIdx.x; i < pixels * count; i += threads) {
-    const int pixel = f.channels_last ? i / count : i % pixels;
-    const int channel = f.channels_last ? i % count : i / pixels;
-    const int y = y0 + pixel / columns, x = x0 + pixel % columns, c = c0 + channel;
+  for (int i = threadIdx.x; i < rows * columns * count; i += threads) {
+    const int pixel = i / count, channel = i % count, c = c0 + channel;
+    const int y = y0 + pixel / columns, x = x0 + pixel % columns;
     T value = from_float<T>(0.0f);
     if (y >= 0 && y < f.height && x >= 0 && x < f.width && c < f.channels)
-      value = from[place(f.channels_last, f.channels, f.height, f.width, frame, c, y, x)];
+      value = from[place(f.channels, f.height, f.width, frame, y, x) + c];
     tile[pixel * stride + channel] = Math::staged(value);
   }
 }
@@ -106,9 +103,9 @@ __global__ void __launch_bounds__(threads, 2) final_forward_kernel(const Final f
     if (row < f.height && x < f.width)
       for (int i = 0; i < 2 * f.outputs; ++i) {
         const float sum = result[lane / 2 * result_stride + 2 * i + lane % 2];
-        const int64_t to = place(f.channels_last, f.outputs, 2 * f.height, 2 * f.width, at.frame,
-                                 i / 2, 2 * row + i % 2, 2 * at.x0 + lane);
-        static_cast<T*>(y)[to] = from_float<T>(tanhf(sum));
+        const int64_t to = place(f.outputs, 2 * f.height, 2 * f.width, at.frame, 2 * row + i % 2,
+                                 2 * at.x0 + lane);
+        static_cast<T*>(y)[to + i / 2] = from_float<T>(tanhf(sum));
       }
   }
 }
@@ -148,22 +145,19 @@ __global__ void __launch_bounds__(threads, 2)
       float value = 0;
       if (tap < used && row < f.height && column < f.width && oy >= 0 && oy < 2 * f.height &&
           ox >= 0 && ox < 2 * f.width) {
-        const int64_t o = place(f.channels_last, f.outputs, 2 * f.height, 2 * f.width, at.frame,
-                                tap / taps, oy, ox);
+        const int64_t o =
+            place(f.outputs, 2 * f.height, 2 * f.width, at.frame, oy, ox) + tap / taps;
         const float image = to_float(static_cast<const T*>(y)[o]);
         value = to_float(static_cast<const T*>(dy)[o]) * (1 - image * image);
       }
       patches[pixel * stride + tap] = Math::staged(from_float<T>(value));
     }
-    if (partial != nullptr)
-      stage_input<Math, channel_block, input_stride>(f, at.frame, at.y0, at.x0, warps, tile_pixels,
-                                                     c0, input);
+    stage_input<Math, channel_block, input_stride>(f, at.frame, at.y0, at.x0, warps, tile_pixels, c0,
+                                                   input);
     __syncthreads();
-    if (partial != nullptr)
-      for (int k = 0; k < pixels; k += 16)
-        weight_sums.template multiply<true, false>(input + k * input_stride + 16 * warp, input_stride,
-                                                   patches + k * stride, stride);
-    if (dx == nullptr) continue;
+    for (int k = 0; k < pixels; k += 16)
+      weight_sums.template multiply<true, false>(input + k * input_stride + 16 * warp, input_stride,
+                                                 patches + k * stride, stride);
     const int row = at.y0 + warp;
     for (int c = 0; c < channel_block; c += 32) {
       WarpTile<Math, 2> sums;
@@ -172,18 +166,15 @@ __global__ void __launch_bounds__(threads, 2)
                                             weight + c * stride + k, stride);
       sums.store(result, result_stride);
       __syncwarp();
-      for (int i = lane; i < tile_pixels * 32; i += 32) {
-        const int pixel = f.channels_last ? i / 32 : i % tile_pixels;
-        const int channel = f.channels_last ? i % 32 : i / tile_pixels;
-        const int x = at.x0 + pixel, k = c0 + c + channel;
+      for (int pixel = 0; pixel < tile_pixels; ++pixel) {
+        const int x = at.x0 + pixel, k = c0 + c + lane;
         if (row >= f.height || x >= f.width || k >= f.channels) continue;
-        const int64_t to = place(f.channels_last, f.channels, f.height, f.width, at.frame, k, row, x);
-        static_cast<T*>(dx)[to] = from_float<T>(result[pixel * result_stride + channel]);
+        const int64_t to = place(f.channels, f.height, f.width, at.frame, row, x) + k;
+        static_cast<T*>(dx)[to] = from_float<T>(result[pixel * result_stride + lane]);
       }
       __syncwarp();
     }
   }
-  if (partial == nullptr) return;
   __syncthreads();
   float* sums = reinterpret_cast<float*>(shared);  // (64 channels, 64 taps)
   weight_sums.store(sums + 16 * warp * columns, columns);
@@ -229,8 +220,8 @@ size_t final_backward_bytes(const Final& f) {
 Error final_backward(const Final& f, const void* y, const void* dy, void* dx, void* dweight,
                      void* workspace, Stream stream) {
   const int blocks = backward_blocks(f);
-  float* partial = dweight != nullptr ? static_cast<float*>(workspace) : nullptr;
-  if (blocks > 0 && (dx != nullptr || partial != nullptr)) {
+  float* partial = static_cast<float*>(workspace);
+  if (blocks > 0) {
     const Error error = dispatch(f.type, [&](auto math) -> Error {
       using Math = decltype(math);
       constexpr size_t columns = most_outputs * taps + pad<Math>, rows = channel_block;
@@ -243,7 +234,6 @@ Error final_backward(const Final& f, const void* y, const void* dy, void* dx, vo
     });
     if (error != cudaSuccess) return error;
   }
-  if (dweight == nullptr) return cudaSuccess;
   Workspace none(workspace);
   Batch batch(f.type, none);
   batch.add(Sum{partial, dweight, 1, static_cast<int64_t>(f.channels) * f.outputs * taps, blocks});

@@ -110,10 +110,9 @@ Error norm_backward(const Norm& x, const void* dy, const float* sums, float coun
                     void* ds, Stream stream);
 
 // tanh of a transposed convolution, 4 x 4 with stride 2 and padding 1, to at most 4 channels.
-// x (N, C, H, W), weight (C, out, 4, 4), y (N, out, 2 H, 2 W); x and y share one memory format.
+// x (N, C, H, W) and y (N, out, 2 H, 2 W) in channels_last, weight (C, out, 4, 4).
 struct Final {
   Type type;
-  bool channels_last;
   int frames, channels, outputs, height, width;
   const void* x;
   const void* weight;
@@ -121,7 +120,7 @@ struct Final {
 size_t final_shared_bytes(const Final& f);  // of one block
 Error final_forward(const Final& f, void* y, Stream stream);
 size_t final_backward_bytes(const Final& f);
-// dx or dweight may be null. Two launches.
+// Two launches.
 Error final_backward(const Final& f, const void* y, const void* dy, void* dx, void* dweight,
                      void* workspace, Stream stream);
 

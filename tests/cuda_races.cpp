@@ -125,12 +125,12 @@ void norm(Type type, bool channels_last) {
   expect("norm_backward", norm_backward(x, dy, channel(sums), B * T * P, du, ds, nullptr), {&du, &ds});
 }
 
-void final_block(Type type, bool channels_last) {
+void final_block(Type type) {
   const int N = 3, C = 70, O = 3, H = 5, W = 17;  // 12 tiles
   Buffer x(type, N * C * H * W), weight(type, C * O * 16), y(type, N * O * 4 * H * W);
   Buffer dy(type, N * O * 4 * H * W), dx(type, N * C * H * W), dweight(type, C * O * 16);
   for (Buffer* b : {&x, &weight, &dy}) b->fill();
-  const Final f{type, channels_last, N, C, O, H, W, x, weight};
+  const Final f{type, N, C, O, H, W, x, weight};
   expect("final_forward", final_forward(f, y, nullptr), {&y});
   Buffer workspace(Type::float32, final_backward_bytes(f) / 4);
   expect("final_backward", final_backward(f, y, dy, dx, dweight, workspace, nullptr), {&dx, &dweight});
@@ -144,7 +144,7 @@ int main() {
     gated(type, Form::shared, true);
     gated(type, Form::coupled, false);
     tucker(type);
-    final_block(type, type == Type::float16);
+    final_block(type);
   }
   for (const Type type : {Type::float32, Type::bfloat16})
     for (const bool channels_last : {false, true}) norm(type, channels_last);

@@ -118,6 +118,5 @@ def resolve(
 
 
 def fused_kernels(name: str, kernels: str) -> ModuleType:
-    """The module with an operator's launchers: ``polyfusion.kernels.name``, or the extension's."""
-    module = "cuda" if kernels == "cuda" else name
-    return importlib.import_module(f"polyfusion.kernels.{module}")
+    """The module with an operator's launchers, in Triton or, with the same names, in CUDA C++."""
+    return importlib.import_module(f"polyfusion.kernels.{'cuda_' * (kernels == 'cuda')}{name}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from polyfusion.ops._common import shape_of
-from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._dispatch import fused_kernels, resolve
 
 CHANNELS = (0, 2, 3)  # what a sum per channel runs over
 
@@ -217,9 +217,9 @@ def _fused(
     var: Tensor | None,
     eps: float,
     slope: float,
+    kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from polyfusion.kernels import norm
-
+    norm = fused_kernels("norm", kernels)
     batch_mean = batch_var = u.new_empty(0, dtype=accumulate(u))
     if mean is None or var is None:
         count = max(1, u.numel() // max(1, u.shape[1]))
@@ -240,9 +240,9 @@ def _fused_backward(
     batch: bool,
     eps: float,
     slope: float,
+    kernels: str,
 ) -> list[Tensor]:
-    from polyfusion.kernels import norm
-
+    norm = fused_kernels("norm", kernels)
     du, ds, *rest = norm.backward(grad, u, s, weight, bias, mean, var, batch, eps, slope)
     dweight, dbias = (x.to(y.dtype) for x, y in zip(rest, (weight, bias), strict=True))
     return [du, u.new_empty(0) if ds is None else ds, dweight, dbias.clone()]
@@ -271,7 +271,7 @@ def _norm_activation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result, mean and variance; the last two are empty if they were given."""
     if kernels != "eager":
-        return _fused(u, s, weight, bias, mean, var, eps, slope)
+        return _fused(u, s, weight, bias, mean, var, eps, slope, kernels)
     y, *statistics = _eager(u, s, weight, bias, mean, var, eps)
     if mean is not None:
         statistics = [x.new_empty(0) for x in statistics]
@@ -294,7 +294,7 @@ def _norm_activation_backward(
 ) -> list[Tensor]:
     """Gradients of u, s (empty without it), weight and bias; ``batch``: of u's own statistics."""
     if kernels != "eager":
-        return _fused_backward(grad, u, s, weight, bias, mean, var, batch, eps, slope)
+        return _fused_backward(grad, u, s, weight, bias, mean, var, batch, eps, slope, kernels)
     return _eager_backward(grad, u, s, weight, bias, mean, var, eps, slope)
 
 
