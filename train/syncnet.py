@@ -28,9 +28,9 @@ from train.data.prepared import DataError, PreparedSet
 from train.loop import find_data, pick_device
 from train.metrics.mfcc import mfcc
 from train.metrics.score import MetricError
-from train.metrics.sync import FPS, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
+from train.metrics.sync import FPS, MIN_FRAMES, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
 from train.metrics.syncnet import OURS, OurSyncNet, mfcc_windows
-from train.metrics.weights import freeze, save_network
+from train.metrics.weights import claim_file, freeze, save_network
 
 MARGIN = 10  # frames cut off both ends of a held-out clip, the greatest shift tried
 
@@ -83,7 +83,9 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
     written.
     """
     device = pick_device(config.device)
+    claim_file(config.out)
     root = data_root(config.data)
+    held_out = load_held_out(root, config.held_out)
     clips = load_clips(root, config.windows, config.limit)
     torch.manual_seed(config.seed)
     network = OurSyncNet().to(device)
@@ -107,7 +109,7 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
     if not math.isfinite(smoothed):
         raise UserError("the loss is not finite; try a smaller --learning-rate")
     freeze(network, device)
-    result = find_shifts(network, root, config.held_out, config.seed, device)
+    result = find_shifts(network, held_out, config.seed, device)
     record = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
     save_network(config.out, OURS, network, {**result, "trained_on": str(root), "config": record})
     print(
@@ -135,11 +137,16 @@ def open_split(root: Path, split: str | None) -> PreparedSet:
     return data
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """Up to `limit` of the indices 0 .. count - 1, evenly: sets are ordered by speaker."""
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
+
+
 def load_clips(root: Path, windows: int, limit: int) -> list[tuple[Tensor, Tensor]]:
     """Mouths (T, 32, 48) float16 and MFCC windows (K, 13, 20) of the training clips."""
     data, network = open_split(root, "train"), OurSyncNet()
     clips = []
-    for index in tqdm(range(min(len(data), limit)), desc="reading", unit="clip", leave=False):
+    for index in tqdm(spread(len(data), limit), desc="reading", unit="clip", leave=False):
         item = data[index]
         if len(item["frames"]) < windows + 5:
             continue
@@ -194,18 +201,29 @@ def shifted(frames: Tensor, audio: np.ndarray, shift: int) -> tuple[Tensor, np.n
     return frames[MARGIN:stop], sound
 
 
-def find_shifts(
-    network: OurSyncNet, root: Path, count: int, seed: int, device: torch.device
-) -> dict[str, float]:
-    """Shift clips that are not of the training split by -10 .. 10 frames and look for it."""
+def load_held_out(root: Path, limit: int) -> list[tuple[Tensor, np.ndarray]]:
+    """Frames (T, 3, H, W) uint8 and audio (N,) of clips that are not of the training split."""
     data = open_split(root, None)
-    held_out = [i for i, clip in enumerate(data.clips) if clip["split"] != "train"]
+    enough = 2 * MARGIN + MIN_FRAMES
+    data.clips = [c for c in data.clips if c["split"] != "train" and c["frames"] >= enough]
+    if not data.clips:
+        raise DataError(f"{root}: no clip of {enough} frames outside the training split to test on")
+    items = (data[index] for index in spread(len(data), limit))
+    return [(item["frames"], item["audio"].numpy()) for item in items]
+
+
+def find_shifts(
+    network: OurSyncNet,
+    clips: list[tuple[Tensor, np.ndarray]],
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Shift the sound of clips by -10 .. 10 frames and look for it."""
     rng = np.random.default_rng([seed, 1])
     errors, confidences = [], []
-    for index in rng.permutation(held_out)[:count]:
-        item = data[int(index)]
+    for whole, sound in clips:
         shift = int(rng.integers(-MARGIN, MARGIN + 1))
-        frames, audio = shifted(item["frames"], item["audio"].numpy(), shift)
+        frames, audio = shifted(whole, sound, shift)
         scores = sync_scores(
             network, frames.to(device), audio, fps=FPS, sample_rate=SAMPLE_RATE, masked=True
         )
@@ -214,7 +232,7 @@ def find_shifts(
             errors.append(abs(offset - shift))
             confidences.append(confidence)
     if not errors:
-        raise DataError(f"{root}: no clip outside the training split is long enough to test on")
+        raise DataError("the clips outside the training split are silent")
     return {
         "found": float(np.mean(np.equal(errors, 0))),
         "within_one": float(np.mean(np.less_equal(errors, 1))),

@@ -17,13 +17,22 @@ from .score import MetricError
 _HEADER = "polyfusion-metric"
 
 
+def claim_file(path: Path) -> None:
+    """Make the folder of a file to be written later; MetricError if that cannot work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MetricError(f"cannot write {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise MetricError(f"cannot write {path}: it is a directory; give the name of a file")
+
+
 def save_network(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None:
     """Write the weights of `module` with its `kind` and `info` (JSON values), atomically."""
     header = {_HEADER: json.dumps({"kind": kind, **info})}
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, temporary, metadata=header)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
