@@ -1,15 +1,14 @@
 """Batch normalisation and activation of u + s, where the frames of a clip share s.
 
 In channels-last memory u is a matrix of rows (clip, frame, pixel) by channels. A program takes some
-pixels of a clip by some channels and walks over the clip's frames, so that it reads its part of s
-once and sums its part of ds alone. Without s, rows are dealt to programs the same way.
+of the clips' pixels by some channels and walks over the frames, so that it reads its part of s once
+and sums its part of ds alone. Without s, rows are dealt to programs the same way.
 
 Statistics take two stages: every program keeps (count, mean, M2) of what it saw, M2 the sum of
 squared distances from its mean, and these are merged in a fixed order. No sum of squares, whose
 difference to the squared sum loses all digits at a large mean; no atomics, so it is deterministic.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,31 +20,20 @@ from polyfusion.kernels.common import arithmetic, block, capability, launch
 
 
 @triton.jit
-def _tile(
-    start, frames, pixels, rows,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """(BLOCK_T, BLOCK_P, 1): rows of these pixels in frames from ``start``, and which exist."""
-    tiles = tl.cdiv(pixels, BLOCK_P)
-    clip = (tl.program_id(0) // tiles).to(tl.int64)
-    p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    t = start + tl.arange(0, BLOCK_T)
-    row = (clip * frames + t)[:, None] * pixels + p[None, :]
-    live = (t < frames)[:, None] & (p < pixels)[None, :] & (row < rows)
-    return row[:, :, None], live[:, :, None]
+def _pixels(count, frames, pixels, BLOCK_P: tl.constexpr):
+    """(BLOCK_P,): pixels of all clips, their rows in the first frame, and which of them exist."""
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return p, (p // pixels) * frames * pixels + p % pixels, p < count
 
 
 @triton.jit
 def _clip_tile(
-    s, pixels, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    s, p, exists, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(1, BLOCK_P, BLOCK_C): this program's part of s, where it lies, and what of it exists."""
-    tiles = tl.cdiv(pixels, BLOCK_P)
-    clip = (tl.program_id(0) // tiles).to(tl.int64)
-    p = (tl.program_id(0) % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
-    at = (clip * pixels + p)[None, :, None] * CHANNELS + c[None, None, :]
-    live = (p < pixels)[None, :, None] & (c < CHANNELS)[None, None, :]
+    at = p[None, :, None] * CHANNELS + c[None, None, :]
+    live = exists[None, :, None] & (c < CHANNELS)[None, None, :]
     if SKIP:
         return tl.load(s + at, mask=live, other=0.0).to(ACC), at, live
     else:
@@ -53,19 +41,29 @@ def _clip_tile(
 
 
 @triton.jit
+def _tile(start, first, exists, frames, pixels, rows, BLOCK_T: tl.constexpr):
+    """(BLOCK_T, BLOCK_P, 1): rows of these pixels in frames from ``start``, and which exist."""
+    t = start + tl.arange(0, BLOCK_T)
+    row = first[None, :] + t[:, None] * pixels
+    live = (t < frames)[:, None] & exists[None, :] & (row < rows)
+    return row[:, :, None], live[:, :, None]
+
+
+@triton.jit
 def _statistics_kernel(
-    u, s, counts, means, squares, frames, pixels, rows,
+    u, s, counts, means, squares, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """First stage: a row of (count, mean, M2) for each program. Welford's update, per pixel."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
-    count = tl.zeros((BLOCK_P, 1), ACC)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    seen = tl.zeros((BLOCK_P, 1), ACC)
     mean = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     square = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
         inside = live & (c < CHANNELS)[None, None, :]
         x = tl.load(u + row * CHANNELS + c[None, None, :], mask=inside, other=0.0).to(ACC)
         x = tl.where(inside, x + shared, 0.0)
@@ -73,14 +71,14 @@ def _statistics_kernel(
         tile_mean = tl.sum(x, axis=0) / tl.maximum(more, 1.0)
         distance = tl.where(inside, x - tile_mean[None, :, :], 0.0)
         step = tile_mean - mean
-        share = more / tl.maximum(count + more, 1.0)
+        share = more / tl.maximum(seen + more, 1.0)
         mean += step * share
-        square += tl.sum(distance * distance, axis=0) + step * step * (count * share)
-        count += more
-    total = tl.sum(tl.sum(count, axis=0), axis=0)
-    center = tl.sum(mean * count, axis=0) / tl.maximum(total, 1.0)
+        square += tl.sum(distance * distance, axis=0) + step * step * (seen * share)
+        seen += more
+    total = tl.sum(tl.sum(seen, axis=0), axis=0)
+    center = tl.sum(mean * seen, axis=0) / tl.maximum(total, 1.0)
     distance = mean - center[None, :]
-    square = tl.sum(square + distance * distance * count, axis=0)
+    square = tl.sum(square + distance * distance * seen, axis=0)
     line = tl.program_id(0).to(tl.int64) * CHANNELS + c
     tl.store(counts + tl.program_id(0), total, mask=tl.program_id(1) == 0)
     tl.store(means + line, center, mask=c < CHANNELS)
@@ -124,18 +122,19 @@ def _per_channel(values, c, CHANNELS: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _apply_kernel(
-    u, s, weight, bias, mean, var, result, eps, slope, frames, pixels, rows,
+    u, s, weight, bias, mean, var, result, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
     for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
         inside = live & (c < CHANNELS)[None, None, :]
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC)
@@ -146,13 +145,14 @@ def _apply_kernel(
 
 @triton.jit
 def _backward_sums_kernel(
-    grad, u, s, weight, bias, mean, var, sums, products, eps, slope, frames, pixels, rows,
+    grad, u, s, weight, bias, mean, var, sums, products, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    shared, _at, _live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
@@ -160,7 +160,7 @@ def _backward_sums_kernel(
     total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     product = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
         inside = live & (c < CHANNELS)[None, None, :]
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
@@ -176,13 +176,14 @@ def _backward_sums_kernel(
 @triton.jit
 def _backward_kernel(
     grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds, eps, slope,
-    frames, pixels, rows,
+    count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    shared, clip_at, clip_live = _clip_tile(s, pixels, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, clip_at, clip_live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
@@ -191,7 +192,7 @@ def _backward_kernel(
     mean_gx = _per_channel(mean_product, c, CHANNELS, ACC)
     clip_sum = tl.zeros((1, BLOCK_P, BLOCK_C), ACC)
     for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, frames, pixels, rows, BLOCK_T, BLOCK_P)
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
         inside = live & (c < CHANNELS)[None, None, :]
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
@@ -205,58 +206,47 @@ def _backward_kernel(
         tl.store(ds + clip_at, clip_sum.to(ds.dtype.element_ty), mask=clip_live)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How the rows of u lie: clips times frames times pixels, not all of which exist."""
+def _lay_out(
+    u: Tensor, s: Tensor | None
+) -> tuple[tuple[int, int, int, int], dict[str, Any], tuple[int, int]]:
+    """(pixels of all clips, frames, pixels of a clip, rows), tile sizes, and grid.
 
-    clips: int
-    frames: int
-    pixels: int
-    rows: int
-
-
-def _lay_out(u: Tensor, s: Tensor | None) -> tuple[_Layout, dict[str, Any], tuple[int, int]]:
-    """Layout, tile sizes and grid. Without s: one clip of as many pixels as occupy a GPU."""
+    Without s there is one clip, of as many pixels as occupy a GPU; its last frame is not complete.
+    """
     frames, channels, height, width = u.shape
     rows = frames * height * width
     if capability(u) is None:
         # As few and large tiles as Triton allows: the interpreter's time goes by their number.
-        tile = {"BLOCK_C": block(channels, 1, 128)}
+        tile, most = {"BLOCK_C": block(channels, 1, 128)}, rows
         room = 2**19 // tile["BLOCK_C"]
-        if s is None:
-            layout = _Layout(1, 1, rows, rows)
-        else:
-            layout = _Layout(s.shape[0], frames // max(1, s.shape[0]), height * width, rows)
-        tile["BLOCK_P"] = block(layout.pixels, 1, room)
-        tile["BLOCK_T"] = block(layout.frames, 1, room // tile["BLOCK_P"])
     else:
         tile = {"BLOCK_T": 4, "BLOCK_C": block(channels, 16, 64), "num_warps": 4}
-        tile["BLOCK_P"] = 1024 // tile["BLOCK_C"]
-        if s is None:
-            programs = max(1, 2048 // triton.cdiv(max(1, channels), tile["BLOCK_C"]))
-            pixels = min(rows, tile["BLOCK_P"] * programs)
-            layout = _Layout(1, triton.cdiv(rows, max(1, pixels)), pixels, rows)
-        else:
-            layout = _Layout(s.shape[0], frames // max(1, s.shape[0]), height * width, rows)
-    grid = (
-        layout.clips * triton.cdiv(layout.pixels, tile["BLOCK_P"]) if u.numel() else 0,
-        triton.cdiv(max(1, channels), tile["BLOCK_C"]),
-    )
-    return layout, tile, grid
+        room = 1024 // tile["BLOCK_C"]
+        most = room * max(1, 2048 // triton.cdiv(max(1, channels), tile["BLOCK_C"]))
+    if s is None:
+        pixels = count = max(1, min(rows, most))
+        frames = triton.cdiv(rows, pixels)
+    else:
+        pixels, count = height * width, s.shape[0] * height * width
+        frames //= max(1, s.shape[0])
+    tile["BLOCK_P"] = block(count, 1, room)
+    tile.setdefault("BLOCK_T", block(frames, 1, room // tile["BLOCK_P"]))
+    across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
+    grid = (triton.cdiv(count, tile["BLOCK_P"]) if u.numel() else 0, across)
+    return (count, frames, pixels, rows), tile, grid
 
 
 def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and M2 / divisor per channel of u + s, in two launches."""
     u, s = _rows(u), None if s is None else _rows(s)
-    layout, tile, grid = _lay_out(u, s)
+    sizes, tile, grid = _lay_out(u, s)
     channels, constants = u.shape[1], {"ACC": arithmetic(u)["ACC"]}
     like = {"dtype": torch.float64 if u.dtype == torch.float64 else torch.float32}
     counts = u.new_empty(grid[0], **like)
     means, squares = (u.new_empty(grid[0], channels, **like) for _ in range(2))
     launch(
         _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
-        layout.frames, layout.pixels, layout.rows,
-        CHANNELS=channels, SKIP=s is not None, **constants, **tile,
+        *sizes, CHANNELS=channels, SKIP=s is not None, **constants, **tile,
     )  # fmt: skip
     return merge(counts, means, squares, divisor)
 
@@ -292,13 +282,12 @@ def apply(
 ) -> Tensor:
     """The activation of the normalised u + s, in one launch."""
     x, s = _rows(u), None if s is None else _rows(s)
-    layout, tile, grid = _lay_out(x, s)
+    sizes, tile, grid = _lay_out(x, s)
     result = torch.empty_like(x)
     launch(
         _apply_kernel, grid, x, x if s is None else s, weight.contiguous(), bias.contiguous(),
         mean.contiguous(), var.contiguous(), result, eps, slope,
-        layout.frames, layout.pixels, layout.rows,
-        CHANNELS=u.shape[1], SKIP=s is not None, ACC=arithmetic(u)["ACC"], **tile,
+        *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=arithmetic(u)["ACC"], **tile,
     )  # fmt: skip
     return _like(result, u)
 
@@ -317,10 +306,9 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """du, ds, dweight, dbias; ``batch``: mean and var are those of u + s."""
     x, s_rows, g = _rows(u), None if s is None else _rows(s), _rows(grad)
-    layout, tile, grid = _lay_out(x, s_rows)
+    sizes, tile, grid = _lay_out(x, s_rows)
     channels = u.shape[1]
     values = tuple(x.contiguous() for x in (weight, bias, mean, var))
-    sizes = (layout.frames, layout.pixels, layout.rows)
     constants = {
         "CHANNELS": channels, "SKIP": s is not None, "ACC": arithmetic(u)["ACC"], **tile
     }  # fmt: skip
@@ -331,7 +319,7 @@ def backward(
         **constants,
     )  # fmt: skip
     sums = parts.sum(1)
-    means = sums / max(1, layout.rows) if batch else torch.zeros_like(sums)
+    means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
     du = torch.empty_like(x)
     ds = None if s_rows is None else torch.zeros_like(s_rows)
     launch(

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from polyfusion.kernels import norm
+from polyfusion.kernels import conv, final, norm
 from polyfusion.kernels.compile import shipped
 
 
@@ -23,7 +23,32 @@ def _norm(dtype: torch.dtype, channels: int, height: int, width: int, clips: int
     norm.backward(u, u, s, *values, True, 1e-5, 0.2)
 
 
+def _final(dtype: torch.dtype) -> None:
+    x, weight = torch.zeros(75, 64, 64, 48, dtype=dtype), torch.zeros(64, 3, 4, 4, dtype=dtype)
+    y = final.final_forward(x, weight)
+    final.final_backward(y, y, x, weight)
+
+
+def _conv(dtype: torch.dtype, channels: int, height: int, width: int) -> None:
+    """The skip convolution and the up-convolution, with their statistics and gradients."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    x, s = draw(150, channels, height, width), draw(2, channels, height, width)
+    weight, up = draw(channels, channels, 3, 3), draw(channels, channels // 2, 4, 4)
+    conv.conv_statistics(x, weight, s, 1, 1, False)
+    conv.conv_transpose(x, weight, 1, 1)
+    conv.weight_grad(x, x, 3, 1, 1)
+    y, _mean, _var = conv.conv_statistics(x, up, None, 2, 1, True)
+    conv.conv(y, up, 2, 1)
+    conv.weight_grad(y, x, 4, 2, 1)
+
+
 for _dtype in (torch.bfloat16, torch.float32):
     _suffix = str(_dtype).removeprefix("torch.")
     shipped(f"norm_{_suffix}")(partial(_norm, _dtype, 64, 64, 48, 0))
     shipped(f"norm_skip_{_suffix}")(partial(_norm, _dtype, 1024, 4, 3, 4))
+    shipped(f"final_{_suffix}")(partial(_final, _dtype))
+    shipped(f"conv_1024_{_suffix}")(partial(_conv, _dtype, 1024, 4, 3))
+    shipped(f"conv_128_{_suffix}")(partial(_conv, _dtype, 128, 8, 6))
