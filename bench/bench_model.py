@@ -187,10 +187,10 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
 def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> list[Tensor]:
     """Every loss of a first step, and of one after it, which the first update shows in."""
     terms = [step(batch, seed) for seed in (0, 1)]
-    names = ("d_frame", "d_seq", "d_sync", "g_frame", "g_seq", "g_sync", "l1", "generator")
     return [
-        torch.stack([(t[name] if name in t else t[f"loss/{name}"]).detach() for name in names])
-        for t in terms
+        value.detach()
+        for step_terms in terms
+        for name, value in sorted((name.removeprefix("loss/"), v) for name, v in step_terms.items())
     ]
 
 

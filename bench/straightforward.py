@@ -10,22 +10,14 @@ graph.
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
 from polyfusion.nn import NormActivation, merge_skip_weight
 from polyfusion.ops import reference
 from train.config import TrainConfig
-from train.gan import (
-    Batch,
-    choose,
-    discriminator_terms,
-    generator_terms,
-    take_audio,
-    take_frames,
-    weigh,
-)
-from train.losses import bottom_half, l1_loss, top_half
+from train.gan import Batch, choose, take_audio, take_frames
 
 
 class PlainNorm(nn.BatchNorm2d):
@@ -157,7 +149,7 @@ class PlainTrainer:
     """The update rule of train.gan, each network called wherever its output is needed."""
 
     def __init__(self, config: TrainConfig, model: TalkingFace, discriminators: Discriminators):
-        self.config, c = config, config
+        self.config = c = config
         self.model = PlainTalkingFace(model)
         self.discriminators = d = plain_copy(discriminators)
         device = next(model.parameters()).device
@@ -206,7 +198,15 @@ class PlainTrainer:
             logits = judge(fake, "fake") | judge(batch.frames, "real")
             snippet = take_frames(batch.frames, choice.snippet, n)
             logits["sync_shifted"] = d.sync(snippet, shifted)
-            d_terms = discriminator_terms(logits)
+            d_terms = {
+                "d_frame": cross_entropy(logits["frame_real"], 1)
+                + cross_entropy(logits["frame_fake"], 0),
+                "d_seq": cross_entropy(logits["sequence_real"], 1)
+                + cross_entropy(logits["sequence_fake"], 0),
+                "d_sync": cross_entropy(logits["sync_real"], 1)
+                + 0.5 * cross_entropy(logits["sync_shifted"], 0)
+                + 0.5 * cross_entropy(logits["sync_fake"], 0),
+            }
         for optimizer in self.for_discriminators:
             optimizer.zero_grad()
         sum(d_terms.values()).backward()
@@ -217,13 +217,29 @@ class PlainTrainer:
         generator.set_state(state)
         with self.autocast:
             fake = self.model(batch.still, batch.audio, generator)
-            g_terms = generator_terms(judge(fake, "fake"), self.config.loss)
-            g_terms["l1"] = l1_loss(bottom_half(fake), bottom_half(batch.frames))
-            g_terms["l1_top"] = l1_loss(top_half(fake), top_half(batch.frames))
-            g_terms["omega"] = self.model.fusion.frobenius_penalty(self.config.loss.penalty)
-            total = weigh(g_terms, self.config.loss)
+            logits = judge(fake, "fake")
+            error = (fake - batch.frames).abs()
+            middle = size.height // 2
+            g_terms = {
+                "g_frame": cross_entropy(logits["frame_fake"], 1),
+                "g_seq": cross_entropy(logits["sequence_fake"], 1),
+                "g_sync": 0.5 * cross_entropy(logits["sync_fake"], 1),
+                "l1": error[..., middle:, :].mean(),
+                "l1_top": error[..., :middle, :].mean(),
+                "omega": sum(p.norm() for p in self.model.fusion.parameters()),
+            }
+            w = self.config.loss
+            total = (
+                w.frame * g_terms["g_frame"] + w.seq * g_terms["g_seq"] + w.sync * g_terms["g_sync"]
+                + w.l1 * g_terms["l1"] + w.l1_top * g_terms["l1_top"] + w.omega * g_terms["omega"]
+            )  # fmt: skip
         self.for_model.zero_grad()
         total.backward()
         self.for_model.step()
         d.requires_grad_(True)
         return {**d_terms, **g_terms, "generator": total}
+
+
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    """Binary cross-entropy of logits that should all say ``label``."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))

@@ -8,7 +8,7 @@ import torch
 
 from tests.test_model import SMALL
 from train.config import LossConfig, TrainConfig
-from train.gan import Batch, Trainer, choose, generator_terms, take_audio, take_frames, weigh
+from train.gan import Batch, Trainer, choose, generator_term, take_audio, take_frames, weigh
 from train.losses import (
     bottom_half,
     fake_loss,
@@ -68,10 +68,8 @@ def test_objective_has_the_papers_weights():
 
 
 def test_half_weight_of_the_generated_snippet():
-    zero = torch.zeros(4)
-    logits = {"frame_fake": zero, "sequence_fake": zero, "sync_fake": zero}
-    terms = generator_terms(logits, LossConfig())
-    assert terms["g_sync"] == pytest.approx(0.5 * math.log(2))
+    assert generator_term("sync", torch.zeros(4), LossConfig()) == pytest.approx(math.log(2) / 2)
+    assert generator_term("frame", torch.zeros(4), LossConfig()) == pytest.approx(math.log(2))
 
 
 def test_shifted_audio_does_not_overlap_its_snippet():

@@ -1,6 +1,10 @@
 """One training step of the GAN: the three discriminators' update, then the generator's."""
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +65,24 @@ def take_audio(audio: Tensor, start: Tensor, stride: int, samples: int) -> Tenso
     return audio.gather(1, index.clamp_max(audio.shape[1] - 1))
 
 
+#: The discriminators in the order of their updates, and the names of their terms.
+JUDGES = ("frame", "sequence", "sync")
+D_TERMS = {"frame": "d_frame", "sequence": "d_seq", "sync": "d_sync"}
+G_TERMS = {"frame": "g_frame", "sequence": "g_seq", "sync": "g_sync"}
+#: The weight in LossConfig of every term of the generator.
+WEIGHTS = {"g_frame": "frame", "g_seq": "seq", "g_sync": "sync", "l1": "l1", "l1_top": "l1_top",
+           "omega": "omega"}  # fmt: skip
+
+
 class Trainer:
     """The networks, their optimisers and the update rule.
 
     G and D_frame learn at 1e-4, D_seq and D_sync at 1e-5 in the paper (Adam). The generated video
-    is made once and serves both updates.
+    is made once and serves both updates; each term's graph is gone before the next one's is made.
     """
+
+    #: ``section(name)`` is entered around every part of a step; :mod:`train.profile` sets it.
+    section: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __init__(self, config: TrainConfig, device: torch.device):
         self.config, self.device = config, device
@@ -109,47 +125,73 @@ class Trainer:
         """Update the discriminators, then the generator; return every loss term (0-d tensors)."""
         size = self.config.model
         choice = choose(len(batch.frames), batch.frames.shape[1], size.snippet_frames, generator)
-        with self.autocast:
+        with self.section("generator forward"), self.autocast:
             fake = self.model(batch.still, batch.audio, generator)  # (B, T, 3, H, W)
-            logits = self._judge(batch, choice, fake.detach(), real=True)
-            d_terms = discriminator_terms(logits)
-        self._update(("frame", "sequence", "sync"), torch.stack(list(d_terms.values())).sum())
+        terms = {}
+        for name in JUDGES:
+            with self.section(f"{name} discriminator"):
+                term = self._discriminator_term(name, batch, choice, fake.detach())
+                self.optimizers[name].zero_grad(set_to_none=True)
+                term.backward()
+            with self.section("optimiser"):
+                self.optimizers[name].step()
+            terms[D_TERMS[name]] = term
 
         self.discriminators.requires_grad_(False)
-        with self.autocast:
-            logits = self._judge(batch, choice, fake, real=False)
-            g_terms = generator_terms(logits, self.config.loss)
-            g_terms["l1"] = l1_loss(bottom_half(fake.float()), bottom_half(batch.frames))
-            g_terms["l1_top"] = l1_loss(top_half(fake.float()), top_half(batch.frames))
-            g_terms["omega"] = self._omega()
-            total = weigh(g_terms, self.config.loss)
-        self._update(("generator",), total)
+        video = fake.detach().requires_grad_()  # every term leaves its gradient here, in turn
+        for name in JUDGES:
+            with self.section(f"{name} discriminator"):
+                term = self._generator_term(name, batch, choice, video)
+                weigh({G_TERMS[name]: term}, self.config.loss).backward()
+            terms[G_TERMS[name]] = term
         self.discriminators.requires_grad_(True)
-        terms = {**d_terms, **g_terms, "generator": total}
-        return {f"loss/{name}": value.detach() for name, value in terms.items()}
-
-    def _judge(self, batch: Batch, choice: Choice, fake: Tensor, real: bool) -> dict[str, Tensor]:
-        """Logits of every discriminator on the generated video and, if ``real``, the real one."""
-        size, d = self.config.model, self.discriminators
-        n, stride, samples = size.snippet_frames, size.samples_per_frame, size.window
-        speech = take_audio(batch.audio, choice.snippet, stride, samples)
-
-        def judge(video: Tensor, name: str) -> dict[str, Tensor]:
-            frame = take_frames(video, choice.frame, 1).squeeze(1)
-            snippet = take_frames(video, choice.snippet, n)
-            return {
-                f"frame_{name}": d.frame(frame, batch.still),
-                f"sequence_{name}": d.sequence(video, batch.audio),
-                f"sync_{name}": d.sync(snippet, speech),
+        self.optimizers["generator"].zero_grad(set_to_none=True)
+        with self.section("other losses"):
+            direct = {
+                "l1": l1_loss(bottom_half(video.float()), bottom_half(batch.frames)),
+                "l1_top": l1_loss(top_half(video.float()), top_half(batch.frames)),
+                "omega": self._omega(),
             }
+            weigh(direct, self.config.loss).backward()
+        with self.section("generator backward"):
+            fake.backward(video.grad)
+        with self.section("optimiser"):
+            self.optimizers["generator"].step()
+        terms = {name: value.detach() for name, value in (terms | direct).items()}
+        total = weigh({k: v for k, v in terms.items() if k in WEIGHTS}, self.config.loss)
+        return {f"loss/{name}": value for name, value in {**terms, "generator": total}.items()}
 
-        logits = judge(fake, "fake")
-        if real:
-            logits |= judge(batch.frames, "real")
-            shifted = take_audio(batch.audio, choice.shifted, stride, samples)
-            snippet = take_frames(batch.frames, choice.snippet, n)
-            logits["sync_shifted"] = d.sync(snippet, shifted)
-        return {name: value.float() for name, value in logits.items()}
+    def _judge(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
+        """Logits (B,) of one discriminator on a video."""
+        d = self.discriminators
+        if name == "frame":
+            return d.frame(take_frames(video, choice.frame, 1).squeeze(1), batch.still)
+        if name == "sequence":
+            return d.sequence(video, batch.audio)
+        return self._judge_sync(batch, choice, video, choice.snippet)
+
+    def _judge_sync(self, batch: Batch, choice: Choice, video: Tensor, heard: Tensor) -> Tensor:
+        """Logits of a snippet with the audio from frame ``heard`` on."""
+        size = self.config.model
+        snippet = take_frames(video, choice.snippet, size.snippet_frames)
+        speech = take_audio(batch.audio, heard, size.samples_per_frame, size.window)
+        return self.discriminators.sync(snippet, speech)
+
+    def _discriminator_term(self, name: str, batch: Batch, choice: Choice, fake: Tensor) -> Tensor:
+        """What a discriminator minimises, eqs (10)-(11); the two fakes of D_sync count half each."""
+        with self.autocast:
+            on_fake = fake_loss(self._judge(name, batch, choice, fake).float())
+            on_real = real_loss(self._judge(name, batch, choice, batch.frames).float())
+            if name == "sync":
+                shifted = self._judge_sync(batch, choice, batch.frames, choice.shifted)
+                on_fake = 0.5 * on_fake + 0.5 * fake_loss(shifted.float())
+        return on_real + on_fake
+
+    def _generator_term(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
+        """The generator's adversarial term of a discriminator, unweighted."""
+        with self.autocast:
+            logits = self._judge(name, batch, choice, video).float()
+        return generator_term(name, logits, self.config.loss)
 
     def _omega(self) -> Tensor:
         """The Frobenius penalty Ω on the fusion parameters, eq (12)."""
@@ -157,41 +199,14 @@ class Trainer:
             return torch.zeros((), device=self.device)
         return self.model.fusion.frobenius_penalty(self.config.loss.penalty).to(self.device)
 
-    def _update(self, names: tuple[str, ...], loss: Tensor) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        for name in names:
-            self.optimizers[name].step()
 
-
-def discriminator_terms(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the discriminators minimise, eqs (10)-(11); the two fakes of D_sync count half each."""
-    return {
-        "d_frame": real_loss(logits["frame_real"]) + fake_loss(logits["frame_fake"]),
-        "d_seq": real_loss(logits["sequence_real"]) + fake_loss(logits["sequence_fake"]),
-        "d_sync": real_loss(logits["sync_real"])
-        + 0.5 * fake_loss(logits["sync_shifted"])
-        + 0.5 * fake_loss(logits["sync_fake"]),
-    }
-
-
-def generator_terms(logits: dict[str, Tensor], loss: LossConfig) -> dict[str, Tensor]:
-    """The adversarial terms of the generator, unweighted."""
-    return {
-        "g_frame": generator_loss(logits["frame_fake"], loss.saturating),
-        "g_seq": generator_loss(logits["sequence_fake"], loss.saturating),
-        "g_sync": 0.5 * generator_loss(logits["sync_fake"], loss.saturating),
-    }
+def generator_term(name: str, logits: Tensor, loss: LossConfig) -> Tensor:
+    """The generator's adversarial term of a discriminator, unweighted; a snippet counts half."""
+    return (0.5 if name == "sync" else 1.0) * generator_loss(logits, loss.saturating)
 
 
 def weigh(terms: dict[str, Tensor], loss: LossConfig) -> Tensor:
-    """The generator's total, eq (12)."""
-    return (
-        loss.frame * terms["g_frame"]
-        + loss.seq * terms["g_seq"]
-        + loss.sync * terms["g_sync"]
-        + loss.l1 * terms["l1"]
-        + loss.l1_top * terms["l1_top"]
-        + loss.omega * terms["omega"]
-    )
+    """The weighted sum of some of the generator's terms, eq (12)."""
+    return torch.stack(
+        [getattr(loss, WEIGHTS[name]) * value for name, value in terms.items()]
+    ).sum()
