@@ -6,7 +6,8 @@ and sums its part of ds alone. Without s, rows are dealt to programs the same wa
 
 Statistics take two stages: every program keeps (count, mean, M2) of what it saw, M2 the sum of
 squared distances from its mean, and these are merged in a fixed order. No sum of squares, whose
-difference to the squared sum loses all digits at a large mean; no atomics, so it is deterministic.
+difference to the squared sum loses all digits at a large mean, and all values are taken relative to
+the first one of their channel; no atomics, so it is deterministic.
 """
 
 from typing import Any
@@ -50,6 +51,15 @@ def _tile(start, first, exists, frames, pixels, rows, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
+def _origin(u, s, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr):
+    """(BLOCK_C,): the first value of each channel, near which the others are."""
+    value = tl.load(u + c, mask=c < CHANNELS, other=0.0).to(ACC)
+    if SKIP:
+        value += tl.load(s + c, mask=c < CHANNELS, other=0.0).to(ACC)
+    return value
+
+
+@triton.jit
 def _statistics_kernel(
     u, s, counts, means, squares, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
@@ -59,6 +69,7 @@ def _statistics_kernel(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    origin = _origin(u, s, c, CHANNELS, SKIP, ACC)[None, None, :]
     seen = tl.zeros((BLOCK_P, 1), ACC)
     mean = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     square = tl.zeros((BLOCK_P, BLOCK_C), ACC)
@@ -66,7 +77,7 @@ def _statistics_kernel(
         row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
         inside = live & (c < CHANNELS)[None, None, :]
         x = tl.load(u + row * CHANNELS + c[None, None, :], mask=inside, other=0.0).to(ACC)
-        x = tl.where(inside, x + shared, 0.0)
+        x = tl.where(inside, x + shared - origin, 0.0)
         more = tl.sum(live.to(ACC), axis=0)
         tile_mean = tl.sum(x, axis=0) / tl.maximum(more, 1.0)
         distance = tl.where(inside, x - tile_mean[None, :, :], 0.0)
@@ -87,10 +98,11 @@ def _statistics_kernel(
 
 @triton.jit
 def _merge_kernel(
-    counts, means, squares, mean, square, parts, divisor,
-    CHANNELS: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    counts, means, squares, u, s, mean, square, parts, divisor,
+    CHANNELS: tl.constexpr, MOVED: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Second stage: the mean and M2 / divisor of all parts."""
+    """Second stage: the mean and M2 / divisor of all parts. MOVED: u's origin is at zero."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_N,), ACC)
     weighted = tl.zeros((BLOCK_N, BLOCK_C), ACC)
@@ -101,8 +113,10 @@ def _merge_kernel(
         count = tl.load(counts + n, mask=n < parts, other=0.0)
         total += count
         weighted += tl.load(means + at, mask=inside, other=0.0) * count[:, None]
-    center = tl.sum(weighted, axis=0) / tl.maximum(tl.sum(total, axis=0), 1.0)
+    everything = tl.maximum(tl.sum(total, axis=0), 1.0)
+    center = tl.sum(weighted, axis=0) / everything
     sum_squares = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    residue = tl.zeros((BLOCK_N, BLOCK_C), ACC)  # what rounding left out of the mean
     for start in range(0, parts, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
         inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
@@ -111,8 +125,14 @@ def _merge_kernel(
         distance = tl.load(means + at, mask=inside, other=0.0) - center[None, :]
         sum_squares += tl.load(squares + at, mask=inside, other=0.0)
         sum_squares += distance * distance * count[:, None]
+        residue += distance * count[:, None]
+    correction = tl.sum(residue, axis=0) / everything
+    m2 = tl.sum(sum_squares, axis=0) - correction * correction * everything
+    center += correction
+    if MOVED:
+        center += _origin(u, s, c, CHANNELS, SKIP, ACC)
     tl.store(mean + c, center, mask=c < CHANNELS)
-    tl.store(square + c, tl.sum(sum_squares, axis=0) / divisor, mask=c < CHANNELS)
+    tl.store(square + c, tl.maximum(m2, 0.0) / divisor, mask=c < CHANNELS)
 
 
 @triton.jit
@@ -248,24 +268,36 @@ def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, T
         _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
         *sizes, CHANNELS=channels, SKIP=s is not None, **constants, **tile,
     )  # fmt: skip
-    return merge(counts, means, squares, divisor)
+    return _merge(counts, means, squares, divisor, u, s)
 
 
 def merge(
     counts: Tensor, means: Tensor, squares: Tensor, divisor: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch."""
+    return _merge(counts, means, squares, divisor, None, None)
+
+
+def _merge(
+    counts: Tensor,
+    means: Tensor,
+    squares: Tensor,
+    divisor: int,
+    u: Tensor | None,
+    s: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     parts, channels = means.shape
     mean, square = (means.new_zeros(channels) for _ in range(2))
-    interpreted = capability(means) is None
     acc = tl.float64 if means.dtype == torch.float64 else tl.float32
-    tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
-    if not interpreted:
+    if capability(means) is None:
+        tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
+    else:
         tile = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
     launch(
         _merge_kernel, (triton.cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
-        counts, means, squares, mean, square, parts, float(divisor),
-        CHANNELS=channels, ACC=acc, **tile,
+        counts, means, squares, means if u is None else u, means if s is None else s,
+        mean, square, parts, float(divisor),
+        CHANNELS=channels, MOVED=u is not None, SKIP=s is not None, ACC=acc, **tile,
     )  # fmt: skip
     return mean, square
 

@@ -6,7 +6,7 @@ Shapes: B clips, T frames per clip, N = B·T; frame maps are (N, C, H, W), clip 
 import torch
 from torch import Tensor, nn
 
-from polyfusion.ops.conv import conv2d, conv_transpose2d
+from polyfusion.ops.block import final_block, skip_conv_block, up_conv_block
 from polyfusion.ops.norm import norm_activation
 
 
@@ -14,7 +14,8 @@ class NormActivation(nn.Module):
     """Batch normalisation of ``u + s`` and a (leaky) ReLU.
 
     ``u`` is (B·T, C, H, W); ``s`` is (B, C, H, W), constant over each clip's T frames, or None.
-    ``slope`` is the negative slope: 0 in the generator, 0.2 in the discriminators.
+    ``slope`` is the negative slope: 0 in the generator, 0.2 in the discriminators. In evaluation
+    it normalises with the running statistics.
     """
 
     def __init__(
@@ -37,56 +38,92 @@ class NormActivation(nn.Module):
         nn.init.normal_(self.weight, 1.0, 0.02)
 
     def forward(self, u: Tensor, s: Tensor | None = None) -> Tensor:
-        statistics = (None, None) if self.training else (self.running_mean, self.running_var)
-        y, mean, var = norm_activation(
-            u,
-            s,
-            self.weight,
-            self.bias,
-            *statistics,
-            eps=self.eps,
-            slope=self.slope,
-            kernels=self.kernels,
+        return self.track(
+            *norm_activation(
+                u,
+                s,
+                self.weight,
+                self.bias,
+                *self.statistics(),
+                eps=self.eps,
+                slope=self.slope,
+                kernels=self.kernels,
+            )
         )
-        if self.training and u.numel():
-            self._track(mean, var, u.numel() // self.channels)
-        return y
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = var * (count / (count - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+    def statistics(self) -> tuple[Tensor | None, Tensor | None]:
+        """Mean and variance to normalise with, None for those of the batch."""
+        return (None, None) if self.training else (self.running_mean, self.running_var)
+
+    def track(self, y: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """In training, let the running statistics follow those of the batch; return y."""
+        count = y.numel() // self.channels
+        if self.training and count:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                unbiased = var * (count / (count - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.channels}, slope={self.slope}, kernels={self.kernels!r}"
 
 
-class SkipConvBlock(nn.Module):
+class _ConvBlock(nn.Module):
+    """A convolution, then ``norm``; ``kernels`` is the choice of both."""
+
+    norm: NormActivation
+
+    @property
+    def kernels(self) -> str:
+        return self.norm.kernels
+
+    @kernels.setter
+    def kernels(self, kernels: str) -> None:
+        self.norm.kernels = kernels
+
+
+class SkipConvBlock(_ConvBlock):
     """3×3 convolution of a frame map and a clip-constant skip, normalisation and ReLU.
 
-    ``conv([x, skip], W) = conv(x, W_x) + conv(skip, W_skip)``: the second term is computed once per
-    clip. The weights are stored in convolution layout (out, in, 3, 3).
+    The weights are stored in convolution layout (out, in, 3, 3) and channels-last memory.
+    ``conv`` chooses the convolution, see :func:`polyfusion.ops.conv.conv_method`.
     """
 
     def __init__(
-        self, channels: int, skip_channels: int | None = None, kernels: str = "auto"
+        self,
+        channels: int,
+        skip_channels: int | None = None,
+        kernels: str = "auto",
+        conv: str | None = None,
     ) -> None:
         super().__init__()
         skip_channels = channels if skip_channels is None else skip_channels
-        self.weight_x = nn.Parameter(_channels_last(channels, channels, 3, 3))
-        self.weight_skip = nn.Parameter(_channels_last(channels, skip_channels, 3, 3))
+        self.conv = conv
+        self.weight_x = _conv_weight(channels, channels, 3, 3)
+        self.weight_skip = _conv_weight(channels, skip_channels, 3, 3)
         self.norm = NormActivation(channels, kernels=kernels)
-        nn.init.normal_(self.weight_x, 0.0, 0.02)
-        nn.init.normal_(self.weight_skip, 0.0, 0.02)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Map x (B·T, C, H, W) and skip (B, C_s, H, W) to (B·T, C, H, W)."""
-        return self.norm(conv2d(x, self.weight_x), conv2d(skip, self.weight_skip))
+        return self.norm.track(
+            *skip_conv_block(
+                x,
+                skip,
+                self.weight_x,
+                self.weight_skip,
+                self.norm.weight,
+                self.norm.bias,
+                *self.norm.statistics(),
+                eps=self.norm.eps,
+                conv=self.conv,
+                kernels=self.kernels,
+            )
+        )
 
 
-class UpConvBlock(nn.Module):
+class UpConvBlock(_ConvBlock):
     """Transposed convolution, normalisation and ReLU; the default doubles height and width."""
 
     def __init__(
@@ -97,31 +134,40 @@ class UpConvBlock(nn.Module):
         stride: int = 2,
         padding: int = 1,
         kernels: str = "auto",
+        conv: str | None = None,
     ) -> None:
         super().__init__()
-        self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(
-            _channels_last(in_channels, out_channels, kernel_size, kernel_size)
-        )
+        self.stride, self.padding, self.conv = stride, padding, conv
+        self.weight = _conv_weight(in_channels, out_channels, kernel_size, kernel_size)
         self.norm = NormActivation(out_channels, kernels=kernels)
-        nn.init.normal_(self.weight, 0.0, 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, C_in, H, W) to (N, C_out, 2H, 2W)."""
-        u = conv_transpose2d(x, self.weight, stride=self.stride, padding=self.padding)
-        return self.norm(u)
+        return self.norm.track(
+            *up_conv_block(
+                x,
+                self.weight,
+                self.norm.weight,
+                self.norm.bias,
+                *self.norm.statistics(),
+                stride=self.stride,
+                padding=self.padding,
+                eps=self.norm.eps,
+                conv=self.conv,
+                kernels=self.kernels,
+            )
+        )
 
 
-class FirstBlock(nn.Module):
+class FirstBlock(_ConvBlock):
     """The generator's first layer: a linear map of z to a small map, normalisation and ReLU."""
 
     def __init__(
         self, in_features: int, channels: int, size: tuple[int, int] = (4, 3), kernels: str = "auto"
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(_channels_last(in_features, channels, *size))
+        self.weight = _conv_weight(in_features, channels, *size)
         self.norm = NormActivation(channels, kernels=kernels)
-        nn.init.normal_(self.weight, 0.0, 0.02)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (N, c) to (N, channels, *size)."""
@@ -136,12 +182,11 @@ class FinalBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int = 3, kernels: str = "auto") -> None:
         super().__init__()
         self.kernels = kernels
-        self.weight = nn.Parameter(_channels_last(in_channels, out_channels, 4, 4))
-        nn.init.normal_(self.weight, 0.0, 0.02)
+        self.weight = _conv_weight(in_channels, out_channels, 4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (N, C, H, W) to an image (N, 3, 2H, 2W) in (-1, 1)."""
-        return torch.tanh(conv_transpose2d(x, self.weight))
+        return final_block(x, self.weight, kernels=self.kernels)
 
 
 def split_skip_weight(weight: Tensor, skip_channels: int | None = None) -> tuple[Tensor, Tensor]:
@@ -163,5 +208,7 @@ def merge_skip_weight(weight_x: Tensor, weight_skip: Tensor) -> Tensor:
     return torch.cat([weight_x, weight_skip], 1).transpose(0, 1).flip(2, 3).contiguous()
 
 
-def _channels_last(*shape: int) -> Tensor:
-    return torch.empty(shape).contiguous(memory_format=torch.channels_last)
+def _conv_weight(*shape: int) -> nn.Parameter:
+    """N(0, 0.02), in channels-last memory: what the convolutions are fastest with."""
+    weight = torch.empty(shape).contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(nn.init.normal_(weight, 0.0, 0.02))

@@ -1,81 +1,146 @@
-"""Convolutions the library does poorly: registered operators closed under differentiation.
+"""Convolutions computed otherwise than by the library: operators closed under differentiation.
 
 The three maps (x, w) → conv, (y, w) → conv_transpose and (x, y) → weight_grad are bilinear, and
 each one's gradients are the other two: gradients of every order are right.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from polyfusion.ops import _taps
-from polyfusion.ops.norm import recompute_activation
+from polyfusion.ops._common import autocast
+from polyfusion.ops._dispatch import KernelsUnavailable
+from polyfusion.ops.norm import accumulate, check_clips, recompute_activation
 
-METHODS = ("library", "taps")
+METHODS = ("library", "taps", "own")
 
 
-def conv_method(pixels: int, weight: Tensor) -> str:
+def conv_method(pixels: int, weight: Tensor, method: str | None, kernels: str) -> str:
     """How a convolution over maps of so many pixels is computed: the one place that decides.
 
-    ``"taps"``: one matrix product per tap, 2.5 to 4 times the speed of oneDNN's convolution for
-    1024 channels on 4×3 maps on a CPU. ``"library"``: what PyTorch calls.
+    ``"library"``: what PyTorch calls. ``"taps"``: one matrix product per tap, 2.5 to 4 times the
+    speed of oneDNN's convolution for 1024 channels on 4×3 maps on a CPU. ``"own"``: the implicit
+    GEMM in Triton, whose epilogue leaves the statistics of the normalisation that follows; only on
+    request, until it is measured to be faster somewhere. ``kernels`` is a resolved choice.
     """
-    small = pixels <= 16 and weight.shape[0] * weight.shape[1] >= 256 * 256
-    return "taps" if small and weight.device.type == "cpu" else "library"
+    if method is None:
+        small = pixels <= 16 and weight.shape[0] * weight.shape[1] >= 256 * 256
+        return "taps" if small and weight.device.type == "cpu" else "library"
+    if method not in METHODS:
+        raise ValueError(f"conv={method!r}: expected None or one of {METHODS}")
+    if method == "own" and kernels != "triton":
+        raise KernelsUnavailable(
+            f"conv='own' with kernels={kernels!r}: the own convolution is in Triton; "
+            "use kernels='triton'"
+        )
+    return method
 
 
-def conv2d(x: Tensor, weight: Tensor, *, padding: int = 1, method: str | None = None) -> Tensor:
-    """``F.conv2d(x, weight, padding=padding)`` by ``method``, or the one that suits."""
+def check_conv(name: str, x: Tensor, weight: Tensor, axis: int) -> None:
+    """Raise ``ValueError`` unless ``x`` is a map whose channels are the weight's axis ``axis``."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name}: expected a tensor (N, C, H, W), got {got}")
+    if weight.ndim != 4:
+        raise ValueError(f"the weight of {name} has shape {tuple(weight.shape)}, expected 4 axes")
+    if x.shape[1] != weight.shape[axis]:
+        raise ValueError(
+            f"{name} has {x.shape[1]} channels, expected {weight.shape[axis]} as axis {axis} of "
+            f"its weight {tuple(weight.shape)}"
+        )
+    x, weight = autocast(x, weight)
+    if x.dtype != weight.dtype or x.device != weight.device:
+        raise ValueError(
+            f"{name} is {x.dtype} on {x.device}, expected {weight.dtype} on {weight.device} as its "
+            "weight; cast one or use torch.autocast"
+        )
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, up: bool, method: str) -> Tensor:
+    """``conv2d``, or ``conv_transpose2d`` if ``up``; does not keep an activation for itself."""
     with recompute_activation(x):
-        if (method or conv_method(x.shape[-2:].numel(), weight)) == "library":
-            return F.conv2d(x, weight, padding=padding)
-        return _conv(x, weight, 1, padding)
+        if method == "library":
+            library = F.conv_transpose2d if up else F.conv2d
+            return library(x, weight, stride=stride, padding=padding)
+        x, weight = autocast(x, weight)
+        return (_conv_transpose if up else _conv)(x, weight, stride, padding, method)
 
 
-def conv_transpose2d(
-    x: Tensor, weight: Tensor, *, stride: int = 2, padding: int = 1, method: str | None = None
-) -> Tensor:
-    """``F.conv_transpose2d(x, weight, stride=stride, padding=padding)``, likewise."""
+def convolve_statistics(
+    x: Tensor, weight: Tensor, s: Tensor | None, stride: int, padding: int, up: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u by the own convolution, and mean and biased variance of u + s from its epilogue."""
+    x, weight, s = autocast(x, weight, s)
+    if s is not None:
+        check_clips("skip", s, x.shape[0])
+        s = s.detach()
     with recompute_activation(x):
-        if (method or conv_method(x.shape[-2:].numel(), weight)) == "library":
-            return F.conv_transpose2d(x, weight, stride=stride, padding=padding)
-        return _conv_transpose(x, weight, stride, padding)
+        return _conv_statistics(x, weight, s, stride, padding, up)
+
+
+def _kernels(method: str) -> ModuleType:
+    if method == "taps":
+        from polyfusion.ops import _taps
+
+        return _taps
+    from polyfusion.kernels import conv
+
+    return conv
 
 
 @custom_op("polyfusion::conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return _taps.conv(x, weight, stride, padding)
+def _conv(x: Tensor, weight: Tensor, stride: int, padding: int, method: str) -> Tensor:
+    return _kernels(method).conv(x, weight, stride, padding)
 
 
 @custom_op("polyfusion::conv_transpose", mutates_args=())
-def _conv_transpose(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    return _taps.conv_transpose(x, weight, stride, padding)
+def _conv_transpose(x: Tensor, weight: Tensor, stride: int, padding: int, method: str) -> Tensor:
+    return _kernels(method).conv_transpose(x, weight, stride, padding)
 
 
 @custom_op("polyfusion::conv_weight_grad", mutates_args=())
-def _weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    return _taps.weight_grad(x, grad, kernel, stride, padding)
+def _weight_grad(
+    x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int, method: str
+) -> Tensor:
+    return _kernels(method).weight_grad(x, grad, kernel, stride, padding)
+
+
+@custom_op("polyfusion::conv_statistics", mutates_args=())
+def _conv_statistics(
+    x: Tensor, weight: Tensor, s: Tensor | None, stride: int, padding: int, up: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _kernels("own").conv_statistics(x, weight, s, stride, padding, up)
 
 
 @_conv.register_fake
-def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def _fake_conv(x: Tensor, weight: Tensor, stride: int, padding: int, *_rest: Any) -> Tensor:
     kernel = weight.shape[-1]
     h, w = ((size + 2 * padding - kernel) // stride + 1 for size in x.shape[2:])
     return _channels_last(x, x.shape[0], h, w, weight.shape[0])
 
 
 @_conv_transpose.register_fake
-def _(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def _fake_transpose(x: Tensor, weight: Tensor, stride: int, padding: int, *_rest: Any) -> Tensor:
     kernel = weight.shape[-1]
     h, w = ((size - 1) * stride - 2 * padding + kernel for size in x.shape[2:])
     return _channels_last(x, x.shape[0], h, w, weight.shape[1])
 
 
 @_weight_grad.register_fake
-def _(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+def _(x: Tensor, grad: Tensor, kernel: int, *_rest: Any) -> Tensor:
     return _channels_last(x, grad.shape[1], kernel, kernel, x.shape[1])
+
+
+@_conv_statistics.register_fake
+def _(
+    x: Tensor, weight: Tensor, s: Tensor | None, stride: int, padding: int, up: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    u = (_fake_transpose if up else _fake_conv)(x, weight, stride, padding)
+    like = {"dtype": accumulate(x)}
+    return u, u.new_empty(u.shape[1], **like), u.new_empty(u.shape[1], **like)
 
 
 def _channels_last(x: Tensor, n: Any, h: Any, w: Any, c: Any) -> Tensor:
@@ -83,47 +148,48 @@ def _channels_last(x: Tensor, n: Any, h: Any, w: Any, c: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, *ctx.geometry = inputs
-    ctx.save_for_backward(first, second)
+    x, second, *ctx.constants = inputs
+    ctx.save_for_backward(x, second)
+
+
+def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, _s, stride, padding, ctx.up = inputs
+    ctx.constants = [stride, padding, "own"]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, weight)
 
 
 def _conv_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     need_x, need_weight, *_ = ctx.needs_input_grad
-    stride, padding = ctx.geometry
-    return (
-        _conv_transpose(grad, weight, stride, padding) if need_x else None,
-        _weight_grad(x, grad, weight.shape[-1], stride, padding) if need_weight else None,
-        None,
-        None,
-    )
+    dx = _conv_transpose(grad, weight, *ctx.constants) if need_x else None
+    dw = _weight_grad(x, grad, weight.shape[-1], *ctx.constants) if need_weight else None
+    return dx, dw, None, None, None
 
 
-def _conv_transpose_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _transpose_gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     need_x, need_weight, *_ = ctx.needs_input_grad
-    stride, padding = ctx.geometry
-    return (
-        _conv(grad, weight, stride, padding) if need_x else None,
-        _weight_grad(grad, x, weight.shape[-1], stride, padding) if need_weight else None,
-        None,
-        None,
-    )
+    dx = _conv(grad, weight, *ctx.constants) if need_x else None
+    dw = _weight_grad(grad, x, weight.shape[-1], *ctx.constants) if need_weight else None
+    return dx, dw, None, None, None
 
 
 def _weight_grad_gradients(ctx: Any, weight: Tensor) -> tuple[Any, ...]:
     x, grad = ctx.saved_tensors
     need_x, need_grad, *_ = ctx.needs_input_grad
-    _kernel, stride, padding = ctx.geometry
-    return (
-        _conv_transpose(grad, weight, stride, padding) if need_x else None,
-        _conv(x, weight, stride, padding) if need_grad else None,
-        None,
-        None,
-        None,
-    )
+    _kernel, *constants = ctx.constants
+    dx = _conv_transpose(grad, weight, *constants) if need_x else None
+    dgrad = _conv(x, weight, *constants) if need_grad else None
+    return dx, dgrad, None, None, None, None
+
+
+def _statistics_gradients(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, ...]:
+    dx, dw, *_ = (_transpose_gradients if ctx.up else _conv_gradients)(ctx, grad)
+    return dx, dw, None, None, None, None
 
 
 _conv.register_autograd(_conv_gradients, setup_context=_save)
-_conv_transpose.register_autograd(_conv_transpose_gradients, setup_context=_save)
+_conv_transpose.register_autograd(_transpose_gradients, setup_context=_save)
 _weight_grad.register_autograd(_weight_grad_gradients, setup_context=_save)
+_conv_statistics.register_autograd(_statistics_gradients, setup_context=_save_statistics)

@@ -19,6 +19,7 @@ from torch.library import custom_op
 
 from polyfusion.ops._common import shape_of
 from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._second_order import second_order
 
 CHANNELS = (0, 2, 3)  # what a sum per channel runs over
 
@@ -67,10 +68,40 @@ def norm_activation(
                 f"u has shape {shape_of(u)}: one value per channel has no variance; "
                 "expected more frames, or mean and var"
             )
-        return _norm_activation(u, s, weight, bias, None, None, eps, slope, chosen)
+        return norm_op(u, s, weight, bias, None, None, True, eps, slope, chosen)
     if chosen == "eager":
         return plain(u, s, weight, bias, mean, var, eps, slope), mean, var
-    return _norm_activation(u, s, weight, bias, mean, var, eps, slope, chosen)[0], mean, var
+    return norm_op(u, s, weight, bias, mean, var, False, eps, slope, chosen)[0], mean, var
+
+
+def norm_statistics(
+    u: Tensor, s: Tensor | None = None, *, kernels: str = "auto"
+) -> tuple[int, Tensor, Tensor]:
+    """Count, mean (C,) and M2 (C,) of u + s, M2 the sum of squared distances from the mean.
+
+    :func:`merge_statistics` joins those of several processes. They carry no gradient. Arguments and
+    errors are those of :func:`norm_activation`.
+    """
+    check_norm(u, s)
+    chosen = resolve(kernels, [u])
+    count = u.numel() // max(1, u.shape[1])
+    with torch.no_grad():
+        if chosen != "eager":
+            return count, *fused_kernels("norm", chosen).statistics(u, s)
+        one = u.new_ones(u.shape[1], dtype=accumulate(u))
+        _, mean, var = _eager(u, s, one, torch.zeros_like(one), None, None, 0.0)
+        return count, mean, var * count
+
+
+def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and M2 of everything, from those of P parts: (P,), (P, C) and (P, C).
+
+    Chan's formula: no difference of large sums, so nothing is lost at a large mean.
+    """
+    share = (count / count.sum().clamp_min(1)).to(mean.dtype).unsqueeze(1)
+    merged = (mean * share).sum(0)
+    apart = (mean - merged).square() * count.to(mean.dtype).unsqueeze(1)
+    return count.sum(), merged, (square + apart).sum(0)
 
 
 def check_norm(u: Tensor, s: Tensor | None, **per_channel: Tensor | None) -> None:
@@ -137,6 +168,8 @@ def _eager(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u + s normalised, without the activation, and its statistics: one new tensor of u's size."""
+    if not u.is_contiguous(memory_format=torch.channels_last):
+        u = u.contiguous()  # native_batch_norm.out is wrong for other strides
     result = torch.empty_like(u)
     x = u
     if s is not None:
@@ -151,6 +184,12 @@ def _eager(
         out=result, save_mean=batch_mean, save_invstd=invstd,
     )  # fmt: skip
     return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
+
+
+def _like(result: Tensor, u: Tensor) -> Tensor:
+    """The result with the strides of ``torch.empty_like(u)``."""
+    same = torch.empty_like(u, device="meta").stride() == result.stride()
+    return result if same else torch.empty_like(u).copy_(result)
 
 
 def _activate(x: Tensor, slope: float) -> Tensor:
@@ -191,7 +230,7 @@ def _eager_backward(
     if s is not None:
         per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
         ds = per_clip(du, clips).sum(1).to(s.dtype)
-    return [du.to(u.dtype), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
+    return [_like(du.to(u.dtype), u), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
 
 
 def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
@@ -258,24 +297,28 @@ def _maps(per_channel: Tensor) -> Tensor:
 
 
 @custom_op("polyfusion::norm_activation", mutates_args=())
-def _norm_activation(
+def norm_op(
     u: Tensor,
     s: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
+    batch: bool,
     eps: float,
     slope: float,
     kernels: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Result, mean and variance; the last two are empty if they were given."""
+    """Result, mean and variance; the last two are empty if they were given.
+
+    ``batch``: the statistics are those of u + s, so the gradient goes through them.
+    """
     if kernels != "eager":
         return _fused(u, s, weight, bias, mean, var, eps, slope, kernels)
     y, *statistics = _eager(u, s, weight, bias, mean, var, eps)
     if mean is not None:
         statistics = [x.new_empty(0) for x in statistics]
-    return _activate(y, slope), *statistics
+    return _like(_activate(y, slope), u), *statistics
 
 
 @custom_op("polyfusion::norm_activation_backward", mutates_args=())
@@ -292,13 +335,13 @@ def _norm_activation_backward(
     slope: float,
     kernels: str,
 ) -> list[Tensor]:
-    """Gradients of u, s (empty without it), weight and bias; ``batch``: of u's own statistics."""
+    """Gradients of u, s (empty without it), weight and bias."""
     if kernels != "eager":
         return _fused_backward(grad, u, s, weight, bias, mean, var, batch, eps, slope, kernels)
     return _eager_backward(grad, u, s, weight, bias, mean, var, eps, slope)
 
 
-@_norm_activation.register_fake
+@norm_op.register_fake
 def _(
     u: Tensor, s: Any, weight: Tensor, bias: Tensor, mean: Any, var: Any, *_rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,19 +361,16 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     u, s, weight, bias, mean, var, *ctx.constants = inputs
     _y, batch_mean, batch_var = output
-    ctx.batch = mean is None
-    if ctx.batch:
+    if mean is None:
         mean, var = batch_mean, batch_var
     ctx.mark_non_differentiable(batch_mean, batch_var)
     ctx.save_for_backward(u, s, weight, bias, mean, var)
 
 
 def _first_order(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, ...]:
-    grads: Sequence[Tensor] = _norm_activation_backward(
-        grad, *ctx.saved_tensors, ctx.batch, *ctx.constants
-    )
+    grads: Sequence[Tensor] = _norm_activation_backward(grad, *ctx.saved_tensors, *ctx.constants)
     needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[:4], strict=True)]
-    return (*needed, None, None, None, None, None)
+    return (*needed, *[None] * 6)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -340,28 +380,12 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
     grad, u, s, weight, bias, mean, var = ctx.saved_tensors
-    higher = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(u.device.type, enabled=False):
-        aliases = [_alias(x) for x in (grad, u, s, weight, bias)]
-        statistics = (None, None) if ctx.batch else (mean, var)
-        y = plain(*aliases[1:], *statistics, ctx.eps, ctx.slope)
-        wanted = [x for x in aliases[1:] if x is not None]
-        given = [c for c, x in zip(cotangents, aliases[1:], strict=True) if x is not None]
-        first = torch.autograd.grad(y, wanted, aliases[0], create_graph=True)
-        second = iter(
-            torch.autograd.grad(
-                first, [aliases[0], *wanted], given, create_graph=higher, allow_unused=True
-            )
-        )
-    grad, u, s, weight, bias = (None if x is None else next(second) for x in aliases)
-    return (grad, u, s, weight, bias, *[None] * 6)
+    statistics = (None, None) if ctx.batch else (mean, var)
 
+    def function(*inputs: Tensor) -> Tensor:
+        return plain(*inputs, *statistics, ctx.eps, ctx.slope)
 
-def _alias(x: Tensor | None) -> Tensor | None:
-    """A tensor of its own in the graph: inputs made from each other must not be counted twice."""
-    if x is None:
-        return None
-    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    return (*second_order(function, (u, s, weight, bias), grad, cotangents), *[None] * 6)
 
 
 @contextlib.contextmanager
@@ -382,11 +406,11 @@ def recompute_activation(y: Tensor) -> Iterator[None]:
         if isinstance(kept, Tensor):
             return kept
         with torch.no_grad():
-            return _norm_activation(*kept)[0]
+            return norm_op(*kept)[0]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
 
 
-_norm_activation.register_autograd(_first_order, setup_context=_save)
+norm_op.register_autograd(_first_order, setup_context=_save)
 _norm_activation_backward.register_autograd(_second_order, setup_context=_save_backward)

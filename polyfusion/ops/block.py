@@ -1,0 +1,204 @@
+"""The generator's blocks: convolution, normalisation and activation; the last one with tanh.
+
+conv([x, skip], W) = conv(x, W_x) + conv(skip, W_skip), and the skip is constant over a clip: its
+term is computed once per clip and never repeated or stored as a sum (1.52 times fewer
+multiplications in the published generator, exactly the same result).
+
+Shapes: x (B·T, C, H, W), skip (B, C_s, H, W). Channels-last memory is the fast one throughout.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.library import custom_op
+
+from polyfusion.ops._common import autocast
+from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._second_order import second_order
+from polyfusion.ops.conv import check_conv, conv_method, convolve, convolve_statistics
+from polyfusion.ops.norm import check_clips, norm_activation, norm_op, recompute_activation
+
+
+def skip_conv_block(
+    x: Tensor,
+    skip: Tensor,
+    weight_x: Tensor,
+    weight_skip: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    conv: str | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """3×3 convolution of [x, skip], batch normalisation, ReLU.
+
+    Args:
+        x: (B·T, C, H, W), or frames of a single clip if B = 1.
+        skip: (B, C_s, H, W), constant over each clip's T frames.
+        weight_x: (C_out, C, 3, 3) in convolution layout, as is ``weight_skip``.
+        weight_skip: (C_out, C_s, 3, 3).
+        norm_weight, norm_bias: (C_out,).
+        mean, var: (C_out,) constants to normalise with. None: the statistics of the batch.
+        eps: added to the variance.
+        conv: how to convolve, see :func:`polyfusion.ops.conv.conv_method`.
+        kernels: "auto", "eager", "triton" or "cuda".
+
+    Returns:
+        (B·T, C_out, H, W), and the mean and biased variance it was normalised with.
+        Differentiable to any order.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        KernelsUnavailable: the kernels asked for cannot run here.
+    """
+    check_conv("x", x, weight_x, 1)
+    check_conv("skip", skip, weight_skip, 1)
+    check_clips("skip", skip, x.shape[0])
+    if skip.shape[2:] != x.shape[2:]:
+        raise ValueError(
+            f"skip has shape {tuple(skip.shape)}, expected the height and width of "
+            f"x {tuple(x.shape)}"
+        )
+    if weight_skip.shape[0] != weight_x.shape[0]:
+        raise ValueError(
+            f"weight_skip has shape {tuple(weight_skip.shape)}, expected the "
+            f"{weight_x.shape[0]} output channels of weight_x"
+        )
+    chosen = resolve(kernels, [x])
+    method = conv_method(x.shape[-2:].numel(), weight_x, conv, chosen)
+    s = convolve(skip, weight_skip, 1, 1, False, method)
+    norm = (norm_weight, norm_bias, mean, var, eps)
+    return _normalised(x, weight_x, s, 1, 1, False, method, norm, chosen)
+
+
+def up_conv_block(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    *,
+    stride: int = 2,
+    padding: int = 1,
+    eps: float = 1e-5,
+    conv: str | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Transposed convolution of x (N, C, H, W), batch normalisation, ReLU.
+
+    ``weight`` is (C, C_out, k, k) as in ``ConvTranspose2d``; the other arguments, the results and
+    the errors are those of :func:`skip_conv_block`.
+    """
+    check_conv("x", x, weight, 0)
+    chosen = resolve(kernels, [x])
+    method = conv_method(x.shape[-2:].numel(), weight, conv, chosen)
+    norm = (norm_weight, norm_bias, mean, var, eps)
+    return _normalised(x, weight, None, stride, padding, True, method, norm, chosen)
+
+
+def _normalised(
+    x: Tensor,
+    weight: Tensor,
+    s: Tensor | None,
+    stride: int,
+    padding: int,
+    up: bool,
+    method: str,
+    norm: tuple[Any, ...],
+    kernels: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalisation and ReLU of the convolution plus s."""
+    norm_weight, norm_bias, mean, var, eps = norm
+    if method == "own" and mean is None and var is None:
+        u, mean, var = convolve_statistics(x, weight, s, stride, padding, up)
+        y, *_ = norm_op(u, s, norm_weight, norm_bias, mean, var, True, eps, 0.0, kernels)
+        return y, mean, var
+    u = convolve(x, weight, stride, padding, up, method)
+    return norm_activation(u, s, norm_weight, norm_bias, mean, var, eps=eps, kernels=kernels)
+
+
+def final_block(x: Tensor, weight: Tensor, *, kernels: str = "auto") -> Tensor:
+    """tanh of a 4×4 stride-2 transposed convolution.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, out, 4, 4) as in ``ConvTranspose2d``.
+        kernels: "auto", "eager", "triton" or "cuda".
+
+    Returns:
+        (N, out, 2H, 2W) in (-1, 1), channels-last in memory. Differentiable to any order.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        KernelsUnavailable: the kernels asked for cannot run here.
+    """
+    check_conv("x", x, weight, 0)
+    if weight.shape[2:] != (4, 4):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (C, out, 4, 4)")
+    chosen = resolve(kernels, [x])
+    if chosen == "eager":
+        return _final_eager(x, weight)
+    x, weight = autocast(x, weight)
+    with recompute_activation(x):
+        return _final(x, weight, chosen)
+
+
+def _final_eager(x: Tensor, weight: Tensor) -> Tensor:
+    return convolve(x, weight, 2, 1, True, "library").tanh()
+
+
+@custom_op("polyfusion::final_block", mutates_args=())
+def _final(x: Tensor, weight: Tensor, kernels: str) -> Tensor:
+    return fused_kernels("final", kernels).final_forward(x, weight)
+
+
+@custom_op("polyfusion::final_block_backward", mutates_args=())
+def _final_backward(
+    grad: Tensor, result: Tensor, x: Tensor, weight: Tensor, kernels: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight."""
+    return fused_kernels("final", kernels).final_backward(grad, result, x, weight)
+
+
+@_final.register_fake
+def _(x: Tensor, weight: Tensor, kernels: str) -> Tensor:
+    n, _c, h, w = x.shape
+    return x.new_empty(n, 2 * h, 2 * w, weight.shape[1]).permute(0, 3, 1, 2)
+
+
+@_final_backward.register_fake
+def _(
+    grad: Tensor, result: Tensor, x: Tensor, weight: Tensor, kernels: str
+) -> tuple[Tensor, Tensor]:
+    n, c, h, w = x.shape
+    return x.new_empty(n, h, w, c).permute(0, 3, 1, 2), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.kernels = inputs
+    ctx.save_for_backward(output, x, weight)
+
+
+def _first_order(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    dx, dweight = _final_backward(grad, *ctx.saved_tensors, ctx.kernels)
+    need_x, need_weight, _ = ctx.needs_input_grad
+    return dx if need_x else None, dweight if need_weight else None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, _result, x, weight, _kernels = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _second_order(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+    grad, x, weight = ctx.saved_tensors
+    dgrad, dx, dweight = second_order(_final_eager, (x, weight), grad, cotangents)
+    return dgrad, None, dx, dweight, None
+
+
+_final.register_autograd(_first_order, setup_context=_save)
+_final_backward.register_autograd(_second_order, setup_context=_save_backward)
