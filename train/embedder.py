@@ -62,9 +62,9 @@ class EmbedderConfig:
         for name in ("steps", "batch_size", "limit"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
+                raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"--learning-rate {self.learning_rate}: expected a positive number")
+            raise UserError(f"--learning-rate {self.learning_rate}: expected a positive number")
 
 
 def train_embedder(config: EmbedderConfig) -> dict[str, float]:
@@ -197,7 +197,7 @@ def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     try:
         train_embedder(tyro.cli(EmbedderConfig, prog="python -m train.embedder"))
-    except (UserError, DataError, MetricError, ValueError) as error:
+    except (UserError, DataError, MetricError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -68,11 +68,11 @@ class SyncNetConfig:
         for name in ("steps", "batch_size", "limit", "held_out"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
+                raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(f"--learning-rate {self.learning_rate}: expected a positive number")
+            raise UserError(f"--learning-rate {self.learning_rate}: expected a positive number")
         if self.windows < SHIFT:
-            raise ValueError(f"--windows {self.windows}: expected at least {SHIFT}")
+            raise UserError(f"--windows {self.windows}: expected at least {SHIFT}")
 
 
 def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
@@ -245,7 +245,7 @@ def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     try:
         train_syncnet(tyro.cli(SyncNetConfig, prog="python -m train.syncnet"))
-    except (UserError, DataError, MetricError, ValueError) as error:
+    except (UserError, DataError, MetricError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -127,6 +127,7 @@ _EYES_X, _EYE_ROWS, _EYE_HALF = (31.35, 65.85), (36.0, 48.0), 9.0
 _CHEEK_ROWS, _CHEEK_HALF = (51.0, 55.0), 6.0
 _LID = (0.90, 0.86, 0.84)  # colour of the lid relative to the skin
 _SHUT = 0.35  # contrast of a closed eye (lashes, crease, corners) relative to an open one
+_TEXTURE = 5.0  # grey levels; eyes have at least 16, even at 32 x 24 pixels
 _OPEN_EAR = 0.42  # height over width of an open eye as drawn
 
 
@@ -138,8 +139,8 @@ def synthetic_ear(frames: Tensor) -> list[np.ndarray | Score]:
 
     How far the pixels around the eyes are from the colour of the lids, which is known from the
     cheek below, relative to the clip's median frame; that does not depend on where in the region
-    iris and lashes are, as head and gaze move. Where this median has no contrast there is a Score
-    without value in place of the signal. Of real faces it knows nothing.
+    iris and lashes are, as head and gaze move. Where the region is even, a Score without value
+    stands in place of the signal. Of real faces it knows nothing.
     """
     signals: list[np.ndarray | Score] = []
     for clip in check_frames(frames):
@@ -147,22 +148,25 @@ def synthetic_ear(frames: Tensor) -> list[np.ndarray | Score]:
         if pictures.shape[-2:] != _DESIGN:
             pictures = F.interpolate(pictures, _DESIGN, mode="bilinear", antialias=True)
         contrast = torch.stack([_contrast(pictures, x) for x in _EYES_X]).mean(0)
-        usual = contrast.median()
-        if usual < 2:  # grey levels
+        texture = _region(pictures, _EYES_X[0], _EYE_ROWS, _EYE_HALF).mean(1).std(1).median()
+        if texture < _TEXTURE:
             signals.append(Score(None, "no eyes in the pictures"))
         else:
-            openness = (contrast / usual - _SHUT) / (1 - _SHUT)
+            openness = (contrast / contrast.median() - _SHUT) / (1 - _SHUT)
             signals.append((_OPEN_EAR * openness).double().cpu().numpy())
     return signals
 
 
 def _contrast(pictures: Tensor, x: float) -> Tensor:
     """(T,) mean distance in RGB between the eye at column `x` and its lid, (T, 3, 128, 96)."""
-
-    def region(rows: tuple[float, float], half: float) -> Tensor:
-        columns = slice(round(x - half), round(x + half))
-        return pictures[:, :, round(rows[0]) : round(rows[1]), columns].flatten(2)
-
-    skin = region(_CHEEK_ROWS, _CHEEK_HALF).transpose(0, 1).flatten(1).median(1).values
+    cheek = _region(pictures, x, _CHEEK_ROWS, _CHEEK_HALF)
+    skin = cheek.transpose(0, 1).flatten(1).median(1).values
     lid = skin * skin.new_tensor(_LID)
-    return (region(_EYE_ROWS, _EYE_HALF) - lid[:, None]).norm(dim=1).mean(1)
+    eye = _region(pictures, x, _EYE_ROWS, _EYE_HALF)
+    return (eye - lid[:, None]).norm(dim=1).mean(1)
+
+
+def _region(pictures: Tensor, x: float, rows: tuple[float, float], half: float) -> Tensor:
+    """(T, 3, P) pixels of some rows around column `x`."""
+    columns = slice(round(x - half), round(x + half))
+    return pictures[:, :, round(rows[0]) : round(rows[1]), columns].flatten(2)

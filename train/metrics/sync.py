@@ -33,6 +33,7 @@ STRIDE = 640  # samples to a frame
 SHIFT = 15  # frames searched to each side
 MIN_FRAMES = SHIFT + 1 + WINDOW  # the clip must overlap itself at the greatest shift
 SILENCE = 1e-4  # RMS of full scale, -80 dB
+MISMATCH = 0.25  # s by which picture and sound may differ in length
 _EPS = 1e-6  # of torch's pairwise_distance, added to every difference
 
 
@@ -85,7 +86,7 @@ def sync_scores(
         fps, sample_rate: other rates than 25 and 16000 Hz are resampled.
 
     No value for silent sound or clips under 21 frames (0.84 s). As in the published code a longer
-    picture or sound is cut to the other; MetricError if they differ by more than half a second.
+    picture or sound is cut to the other; MetricError if they differ by more than 0.25 s.
     """
     names = ("av_offset", "av_confidence", "av_distance")
     frames = check_frames(frames)
@@ -97,7 +98,7 @@ def sync_scores(
     if audio.ndim != 1 or not np.isfinite(audio).all():
         raise MetricError(f"audio: expected finite mono (N,), got shape {audio.shape}")
     seconds = frames.shape[1] / fps, len(audio) / sample_rate
-    if abs(seconds[0] - seconds[1]) > 0.5:
+    if abs(seconds[0] - seconds[1]) > MISMATCH:
         raise MetricError(
             f"picture of {seconds[0]:.2f} s and sound of {seconds[1]:.2f} s: expected the same "
             "length; are the rates right?"
