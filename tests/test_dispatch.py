@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from polyfusion import info
 from polyfusion.ops import KernelsUnavailable
 from polyfusion.ops._dispatch import resolve
 from tests.helpers import FORMS, make_problem
@@ -82,3 +83,12 @@ def test_fused_choice_is_taken(form, monkeypatch):
     assert forward == (2 if form == "tucker" else 1)
     problem.gradients("triton", torch.ones(2, 3, 21, dtype=torch.double))
     assert len(launched) - 2 * forward == (4 if form == "tucker" else 2)
+
+
+def test_info():
+    """The report names every operator with what ``auto`` means for it here."""
+    report = info.lines()
+    for operator in info.FUSED:
+        (line,) = [x for x in report if x.split()[:1] == [operator] and "=" not in x]
+        assert set(line.split()[1:]) <= {"eager", "triton", "cuda"}
+    assert any("kernels='cuda'" in line for line in report)

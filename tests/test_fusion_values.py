@@ -64,7 +64,7 @@ def test_many_tiles(form, framed, monkeypatch):
     """The interpreter's tiles cover small problems whole; here every loop runs several times."""
     for module in (hadamard, matmul, tucker):
         monkeypatch.setattr(module, "block", lambda *_: 16)
-    sizes = {"frames": 35, "sizes": (19, 33), "outputs": 37, "rank": 18}
+    sizes = {"frames": 18, "sizes": (19, 17), "outputs": 18, "rank": 17}
     check(make_problem(form, framed, batch=2, **sizes), "triton")
 
 

@@ -1,7 +1,7 @@
 """Compile every shipped kernel for capabilities 80, 90 and 100 and print the table as JSON.
 
-python -m polyfusion.kernels > tests/compiled_kernels.json
-python -m polyfusion.kernels cp_bfloat16          only the calls whose names begin like this
+TRITON_INTERPRET=0 python -m polyfusion.kernels > tests/compiled_kernels.json
+TRITON_INTERPRET=0 python -m polyfusion.kernels tucker       # calls whose names begin so
 """
 
 import json

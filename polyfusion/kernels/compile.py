@@ -2,8 +2,8 @@
 
 A kernel module names calls of its launchers with :func:`shipped`. :func:`compile_shipped` makes
 those calls with every launch replaced by a compilation, so what is compiled is exactly what would
-run: same configuration, same specialisation. Needs ``TRITON_INTERPRET=0`` before Triton's import;
-``python -m polyfusion.kernels`` takes care of that.
+run: same configuration, same specialisation. Needs ``TRITON_INTERPRET=0`` before Triton's import.
+``python -m polyfusion.kernels`` prints the table.
 """
 
 import importlib
@@ -57,7 +57,8 @@ def compile_shipped(capability: int, prefixes: tuple[str, ...] = ()) -> list[dic
     """Compile the launches of the shipped calls whose names begin so, for one capability.
 
     Returns one row per distinct kernel: call, kernel, config, registers per thread, bytes of stack
-    (where spills go) and of shared memory, and the matrix instruction ("fma" without one).
+    (where spills go) and of shared memory, and the instruction of its matrix products: "fma" if
+    they do not use tensor cores, "none" if there are none.
     """
     for module in pkgutil.iter_modules(importlib.import_module("polyfusion.kernels").__path__):
         if module.name != "__main__":
@@ -95,7 +96,9 @@ def _describe(kernel: Any) -> dict[str, Any]:
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-    instruction = next((x for x in INSTRUCTIONS if x in kernel.asm["ptx"]), "fma")
+    instruction = "none"
+    if "tt.dot" in kernel.asm["ttir"]:
+        instruction = next((x for x in INSTRUCTIONS if x in kernel.asm["ptx"]), "fma")
     return {
         "registers": int(found["REG"]),
         "stack": int(found["STACK"]) + int(found["LOCAL"]),

@@ -8,6 +8,7 @@ concatenation.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import triton
@@ -29,67 +30,67 @@ class Product:
 
 @triton.jit
 def _accumulate(
-    acc, a, b, batch, i, j, sizes, strides,
+    acc, a, b, batch, i, j, sizes, strides, SUMMED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows, columns, inner, stored_rows, stored_inner = sizes
+    k = tl.arange(0, BLOCK_K)
     a += batch * strides[0]
     b += batch * strides[3]
-    for start in range(0, inner, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        stored = (i[:, None] < stored_rows) & (k[None, :] < stored_inner)
-        x = tl.load(
-            a + i.to(tl.int64)[:, None] * strides[1] + k.to(tl.int64)[None, :] * strides[2],
-            mask=stored, other=0.0,
-        ).to(COMPUTE)  # fmt: skip
-        ones = (i[:, None] < rows) & (k[None, :] < inner) & ~stored
-        x = tl.where(ones, 1.0, x).to(COMPUTE)
-        y = tl.load(
-            b + k.to(tl.int64)[:, None] * strides[4] + j.to(tl.int64)[None, :] * strides[5],
-            mask=(k[:, None] < inner) & (j[None, :] < columns), other=0.0,
-        ).to(COMPUTE)  # fmt: skip
-        acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=ACC)
+    for _ in range(0, SUMMED):
+        x_at = a + i[:, None] * strides[1] + k[None, :] * strides[2]
+        y_at = b + k[:, None] * strides[4] + j[None, :] * strides[5]
+        for start in range(0, inner, BLOCK_K):
+            stored = (i[:, None] < stored_rows) & (k[None, :] < stored_inner - start)
+            x = tl.load(x_at, mask=stored, other=0.0).to(COMPUTE)
+            ones = (i[:, None] < rows) & (k[None, :] < inner - start) & ~stored
+            x = tl.where(ones, 1.0, x).to(COMPUTE)
+            present = (k[:, None] < inner - start) & (j[None, :] < columns)
+            y = tl.load(y_at, mask=present, other=0.0).to(COMPUTE)
+            acc = tl.dot(x, y, acc, input_precision=PRECISION, out_dtype=ACC)
+            x_at += BLOCK_K * strides[2]
+            y_at += BLOCK_K * strides[4]
+        a += strides[0]
+        b += strides[3]
     return acc
 
 
 @triton.jit
 def _products_kernel(
     outs, lefts, rights, more_lefts, more_rights, sizes, strides, more_sizes, more_strides,
-    out_strides, batches, sums,
-    TWO_TERMS: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    out_strides, starts,
+    TWO_TERMS: tl.constexpr, SUMMED: tl.constexpr, INDEX: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Program p computes one tile of the product in whose range p falls."""
     program = tl.program_id(0)
     for n in tl.static_range(len(outs)):
-        rows = sizes[n][0]
-        columns = sizes[n][1]
-        across = tl.cdiv(columns, BLOCK_N)
-        tiles = tl.cdiv(rows, BLOCK_M) * across
-        if (program >= 0) & (program < tiles * batches[n]):
-            batch = (program // tiles).to(tl.int64)
-            tile = program % tiles
-            i = (tile // across) * BLOCK_M + tl.arange(0, BLOCK_M)
-            j = (tile % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+        if (program >= starts[n]) & (program < starts[n + 1]):
+            rows = sizes[n][0]
+            columns = sizes[n][1]
+            across = tl.cdiv(columns, BLOCK_N)
+            tiles = tl.cdiv(rows, BLOCK_M) * across
+            batch = ((program - starts[n]) // tiles).to(tl.int64)
+            tile = (program - starts[n]) % tiles
+            i = ((tile // across) * BLOCK_M + tl.arange(0, BLOCK_M)).to(INDEX)
+            j = ((tile % across) * BLOCK_N + tl.arange(0, BLOCK_N)).to(INDEX)
             acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-            for s in range(0, sums[n]):
-                acc = _accumulate(
-                    acc, lefts[n], rights[n], batch + s, i, j, sizes[n], strides[n],
-                    COMPUTE, ACC, PRECISION, BLOCK_K,
-                )  # fmt: skip
+            acc = _accumulate(
+                acc, lefts[n], rights[n], batch, i, j, sizes[n], strides[n], SUMMED[n],
+                COMPUTE, ACC, PRECISION, BLOCK_K,
+            )  # fmt: skip
             if TWO_TERMS[n]:
                 acc = _accumulate(
-                    acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n], more_strides[n],
-                    COMPUTE, ACC, PRECISION, BLOCK_K,
+                    acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n],
+                    more_strides[n], 1, COMPUTE, ACC, PRECISION, BLOCK_K,
                 )  # fmt: skip
             out = outs[n] + batch * out_strides[n][0]
             tl.store(
-                out + i.to(tl.int64)[:, None] * out_strides[n][1]
-                + j.to(tl.int64)[None, :] * out_strides[n][2],
+                out + i[:, None] * out_strides[n][1] + j[None, :] * out_strides[n][2],
                 acc.to(out.dtype.element_ty),
                 mask=(i[:, None] < rows) & (j[None, :] < columns),
             )  # fmt: skip
-        program -= tiles * batches[n]
 
 
 def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, int]:
@@ -101,10 +102,10 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
         k = max(p.a.shape[-1] for p in products)
         return {"BLOCK_M": block(m), "BLOCK_N": block(n), "BLOCK_K": block(k)}
     if uses_tensor_cores(constants):
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+        return {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
     if constants["COMPUTE"] == tl.float64:
         return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
 
 
 def multiply(products: Sequence[Product]) -> None:
@@ -116,17 +117,19 @@ def multiply(products: Sequence[Product]) -> None:
     products.sort(key=lambda product: -product.a.shape[-1])
     # Partial sums are kept in float32: the narrowest operand says what to compute in.
     constants = arithmetic(min((x for p in products for x in (p.a, p.b)), key=Tensor.element_size))
+    tensors = [x for p in products for x in (p.out, p.a, p.b, *(p.more or ()))]
     tiles = config(products, constants)
-    grid = sum(
+    tiles_of = [
         _batch(p.out)
         * triton.cdiv(p.out.shape[-2], tiles["BLOCK_M"])
         * triton.cdiv(p.out.shape[-1], tiles["BLOCK_N"])
         for p in products
-    )
+    ]
+    starts = (0, *accumulate(tiles_of))
     more = [p.more or (p.a, p.b) for p in products]
     launch(
         _products_kernel,
-        (grid,),
+        (starts[-1],),
         tuple(p.out for p in products),
         tuple(p.a for p in products),
         tuple(p.b for p in products),
@@ -137,9 +140,10 @@ def multiply(products: Sequence[Product]) -> None:
         tuple(_sizes(p.out, a, b) for p, (a, b) in zip(products, more, strict=True)),
         tuple((*_strides(a), *_strides(b)) for a, b in more),
         tuple(_strides(p.out) for p in products),
-        tuple(_batch(p.out) for p in products),
-        tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
+        starts,
         TWO_TERMS=tuple(p.more is not None for p in products),
+        SUMMED=tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
+        INDEX=tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
         **constants,
         **tiles,
     )
@@ -151,6 +155,13 @@ def _batch(x: Tensor) -> int:
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride() if x.ndim == 3 else (0, *x.stride())
+
+
+def _reach(x: Tensor) -> int:
+    """The farthest offset in a matrix of the batch, a tile's overhang included."""
+    return sum(
+        (size + 256) * stride for size, stride in zip(x.shape[-2:], x.stride()[-2:], strict=True)
+    )
 
 
 def _sizes(out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:

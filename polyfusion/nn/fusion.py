@@ -8,6 +8,7 @@ Every layer takes the views (as one sequence or one by one) and the noise:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +33,13 @@ class _Fusion(nn.Module):
         self.out_features = out_features
         self.kernels = kernels
 
-    def forward(self, *views: Tensor | Sequence[Tensor], noise: Tensor | None = None) -> Tensor:
+    def forward(self, *views: Any, noise: Tensor | None = None) -> Tensor:
         """Fuse the views, each (B, T, d_v), or (B, d_v) if constant over the clip.
 
         Returns (B, T, m), or (B, m) if no view has frames; m + n with noise (B, T, n).
         """
-        if len(views) == 1 and not isinstance(views[0], Tensor):
-            views = tuple(views[0])
-        return self._fuse(views, noise)
+        separate = len(views) != 1 or isinstance(views[0], Tensor)
+        return self._fuse(views if separate else views[0], noise)
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
         raise NotImplementedError

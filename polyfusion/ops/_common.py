@@ -5,13 +5,11 @@ Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m output
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-State = TypeVar("State")
 
 
 def autocast(*arguments: Any) -> tuple[Any, ...]:
@@ -137,7 +135,7 @@ def align(views: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
     return list(views), framed
 
 
-def join(values: Sequence[State], framed: Sequence[bool], combine: Callable) -> State:
+def join(values: Sequence[Any], framed: Sequence[bool], combine: Callable[[Any, Any], Any]) -> Any:
     """Combine one value per view, among those constant over a clip first: once for all T frames.
 
     ``combine`` is associative and commutative, and broadcasts a clip's value over the frames of its

@@ -97,7 +97,7 @@ def cmf_eager(
         return F.linear(common.join(linear, framed, _merge_shared), out, bias)
     rows = [z @ weight for z, weight in zip(views, second, strict=True)]
     order_one = common.join(linear, framed, torch.add)
-    higher = common.join([(row, None) for row in rows], framed, _merge)[1]
+    _, higher = common.join([(row, None) for row in rows], framed, _merge)
     return F.linear(order_one + higher, out, bias)
 
 

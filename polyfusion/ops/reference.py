@@ -7,6 +7,7 @@ usually computed: views repeated for every frame, a concatenated 1, Khatri-Rao p
 
 from collections.abc import Sequence
 from string import ascii_lowercase
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +56,10 @@ def cmf_tensor(
     second = first if second is None else second
     rows = [torch.cat([rows, torch.ones_like(rows[:1])]) for rows in second]
     tensor = cp_tensor(rows, out).clone()
-    constant = tuple(rows_v.shape[0] - 1 for rows_v in rows)
+    constant: tuple[Any, ...] = tuple(rows_v.shape[0] - 1 for rows_v in rows)
     tensor[(slice(None), *constant)] = bias
     for v, weights in enumerate(first):
-        line = (*constant[:v], slice(weights.shape[0]), *constant[v + 1 :])
+        line: tuple[Any, ...] = (*constant[:v], slice(weights.shape[0]), *constant[v + 1 :])
         tensor[(slice(None), *line)] = out @ weights.mT
     return tensor
 
@@ -145,10 +146,11 @@ def cmf_fusion_published(
     bias: Tensor,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Eq. (5) for two views, repeated for every frame."""
+    """Eq. (5), or (6b), for two views, repeated for every frame."""
     z1, z2 = repeat_frames(views)
-    b1, b2 = first if second is None else second
-    fused = bias + (z1 @ first[0] + z2 @ first[1] + (z1 @ b1) * (z2 @ b2)) @ out.mT
+    p1, p2 = z1 @ first[0], z2 @ first[1]
+    r1, r2 = (p1, p2) if second is None else (z1 @ second[0], z2 @ second[1])
+    fused = bias + (p1 + p2 + r1 * r2) @ out.mT
     return fused if noise is None else torch.cat([fused, noise], dim=-1)
 
 

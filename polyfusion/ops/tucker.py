@@ -114,10 +114,10 @@ def meet_clips(
     with_frames = [v for v, has_frames in enumerate(framed) if has_frames]
     without = [v for v, has_frames in enumerate(framed) if not has_frames]
     core = core.permute(0, *(v + 1 for v in with_frames), *(v + 1 for v in without))
-    frames = khatri_rao([rows[v] for v in with_frames]) if with_frames else None
-    clips = khatri_rao([rows[v] for v in without]) if without else None
-    if frames is None or clips is None:
-        return None, F.linear(frames if clips is None else clips, core.flatten(1))
+    if not with_frames or not without:
+        return None, F.linear(khatri_rao(rows), core.flatten(1))
+    frames = khatri_rao([rows[v] for v in with_frames])
+    clips = khatri_rao([rows[v] for v in without])
     outputs, width = core.shape[0], frames.shape[-1]
     matrix = core.reshape(outputs * width, clips.shape[-1])
     return F.linear(clips, matrix).unflatten(1, (outputs, width)), frames
