@@ -66,7 +66,7 @@ class TalkingFace(nn.Module):
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
         noise = self.noise(self.noise.sample(batch, frames, generator))
-        return self.generator(self.fusion([speech, identity], noise=noise), skips)
+        return self.generator(self.fusion(speech, identity, noise=noise), skips)
 
 
 def _check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:

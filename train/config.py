@@ -17,7 +17,7 @@ CONFIG_FILE = "config.json"
 #: What may differ between a run and its resumption; everything else is what the run is.
 RESUMABLE = {
     "steps", "kernels", "out", "workers", "log_every", "sample_every", "checkpoint_every",
-    "validate_every", "resume",
+    "validate_every", "resume", "profile",
 }  # fmt: skip
 
 
@@ -127,6 +127,8 @@ class TrainConfig:
     """Clips of the validation, the same at every validation and with the same noise."""
     validation_split: Literal["train", "val", "test"] = "val"
     """Which clips validate; `train` shows how well a run reconstructs what it saw."""
+    profile: bool = False
+    """Time the parts of the first 20 steps, print where the time goes and save it with a trace."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 

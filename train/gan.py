@@ -178,7 +178,7 @@ class Trainer:
         return self.discriminators.sync(snippet, speech)
 
     def _discriminator_term(self, name: str, batch: Batch, choice: Choice, fake: Tensor) -> Tensor:
-        """What a discriminator minimises, eqs (10)-(11); the two fakes of D_sync count half each."""
+        """What a discriminator minimises, eqs (10)-(11); the two fakes of D_sync count half."""
         with self.autocast:
             on_fake = fake_loss(self._judge(name, batch, choice, fake).float())
             on_real = real_loss(self._judge(name, batch, choice, batch.frames).float())

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from train.data.prepared import PreparedSet
 from train.gan import Batch, Trainer
 from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
+from train.profile import Profile, check_steps
 from train.rundir import MetricsLog, claim_directory, write_record
 from train.samples import write_comparison, write_grid
 
@@ -58,6 +60,8 @@ def train(config: TrainConfig) -> Path:
             f"go further with --steps {2 * start}"
         )
 
+    if config.profile:
+        check_steps(config.steps - start)
     run = config.resume or claim_directory(config)
     write_record(run, config, device)
     announce(config, trainer, clips, validation, run, device)
@@ -65,29 +69,36 @@ def train(config: TrainConfig) -> Path:
     sampler = StepSampler(len(clips), config.batch_size, config.seed, start, config.steps)
     loader = make_loader(clips, sampler, config.workers, pin=device.type == "cuda")
 
+    profile = Profile(trainer, run, config.steps - start) if config.profile else None
     finite = torch.ones((), dtype=torch.bool, device=device)
     saved, waited, began = start, 0.0, time.perf_counter()
     bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
     batches = iter(loader)
     try:
         for step in range(start + 1, config.steps + 1):
-            fetched = time.perf_counter()
-            batch = to_device(next(batches), device)
-            waited += time.perf_counter() - fetched
-            trainer.anneal((step - 1) / config.steps)
-            terms = trainer.step(batch, torch.Generator().manual_seed(config.seed + 7919 * step))
-            finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
-            bar.update()
+            with profile.step() if profile else nullcontext():
+                fetched = time.perf_counter()
+                with trainer.section("data wait"):
+                    item = next(batches)
+                waited += time.perf_counter() - fetched
+                with trainer.section("host to device"):
+                    batch = to_device(item, device)
+                trainer.anneal((step - 1) / config.steps)
+                noise = torch.Generator().manual_seed(config.seed + 7919 * step)
+                terms = trainer.step(batch, noise)
+                finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
+                bar.update()
 
-            last = step == config.steps
-            if step == start + 1 or step % config.log_every == 0 or last:
-                check_finite(finite, terms, step, saved, run)
-                metrics = {name: value.item() for name, value in terms.items()}
-                seconds = time.perf_counter() - began
-                metrics["speed/clips_per_s"] = (step - start) * config.batch_size / seconds
-                metrics["speed/data_wait_share"] = waited / seconds
-                log.write(step, metrics)
-                bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
+                last = step == config.steps
+                if step == start + 1 or step % config.log_every == 0 or last:
+                    with trainer.section("logging"):
+                        check_finite(finite, terms, step, saved, run)
+                        metrics = {name: value.item() for name, value in terms.items()}
+                        seconds = time.perf_counter() - began
+                        metrics["speed/clips_per_s"] = (step - start) * config.batch_size / seconds
+                        metrics["speed/data_wait_share"] = waited / seconds
+                        log.write(step, metrics)
+                        bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
             if step % config.validate_every == 0 or last:
                 log.write(step, validate(trainer, validation))
             if step % config.sample_every == 0 or last:
