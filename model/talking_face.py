@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
 from model.generator import Generator
-from model.init import encoder_init
+from model.init import gaussian_init
 from polyfusion.nn import make_fusion
 
 ENCODERS = ("identity", "audio", "noise")
@@ -31,8 +31,8 @@ class TalkingFace(nn.Module):
         self.fusion = make_fusion(fusion, dims, config.fused_dim, rank=config.rank, kernels=kernels)
         in_dim = self.fusion.out_features + config.noise_dim
         self.generator: nn.Module = Generator(config, in_dim, kernels=kernels)
-        for encoder in (self.identity, self.audio, self.noise):
-            encoder.apply(encoder_init)
+        for encoder in (self.identity, self.audio):
+            encoder.apply(gaussian_init)
         self._encoders_frozen = False
 
     def freeze_encoders(self) -> None:
