@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from polyfusion.ops._dispatch import resolve
+from polyfusion.ops._dispatch import interpreted, resolve
 from train.checkpoint import (
     CHECKPOINT_FILE,
     load_encoders,
@@ -256,9 +256,12 @@ def announce(
     size = config.model
     count = sum(p.numel() for p in trainer.model.parameters())
     left_out = f", {clips.skipped} too short left out" if clips.skipped else ""
+    kernels = config.kernels
+    if kernels == "triton" and interpreted():
+        kernels = "triton (fusion and generator, interpreted; discriminators eager)"
     precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
     print(
-        f"polyfusion  {config.preset} preset, fusion {config.fusion}, kernels {config.kernels}, "
+        f"polyfusion  {config.preset} preset, fusion {config.fusion}, kernels {kernels}, "
         f"{device} {precision}\n"
         f"  model     {count / 1e6:.2f} M parameters, frames {size.height}×{size.width}, "
         f"encoders {config.encoders}\n"
