@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 class BuildCuda(build_ext):
     """Build with polyfusion/build.py, into the package."""
 
-    def get_ext_filename(self, _name: str) -> str:
-        return str(Path("polyfusion", "_cuda.so"))
+    def get_ext_filename(self, name: str) -> str:
+        return str(Path(*name.split(".")).with_suffix(".so"))
 
     def build_extension(self, extension: Extension) -> None:
         path = Path(__file__).with_name("polyfusion") / "build.py"
