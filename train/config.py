@@ -173,7 +173,7 @@ PRESETS = {
     "paper": TrainConfig(),
     "demo": TrainConfig(
         preset="demo",
-        steps=150,
+        steps=120,
         batch_size=6,
         frames=10,
         synthetic_clips=64,
@@ -186,10 +186,10 @@ PRESETS = {
         anneal=0.5,
         workers=1,
         log_every=5,
-        sample_every=75,
-        validate_every=50,
-        checkpoint_every=50,
-        validation_clips=8,
+        sample_every=60,
+        validate_every=60,
+        checkpoint_every=30,
+        validation_clips=4,
         loss=LossConfig(l1_top=300.0, omega=1.0),
         model=ModelConfig(
             height=64,
