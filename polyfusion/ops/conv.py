@@ -7,6 +7,7 @@ each one's gradients are the other two: gradients of every order are right.
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
@@ -51,8 +52,8 @@ def check_conv(name: str, x: Tensor, weight: Tensor, axis: int) -> None:
             f"{name} has {x.shape[1]} channels, expected {weight.shape[axis]} as axis {axis} of "
             f"its weight {tuple(weight.shape)}"
         )
-    x, weight = autocast(x, weight)
-    if x.dtype != weight.dtype or x.device != weight.device:
+    same = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+    if not same or x.device != weight.device:
         raise ValueError(
             f"{name} is {x.dtype} on {x.device}, expected {weight.dtype} on {weight.device} as its "
             "weight; cast one or use torch.autocast"
