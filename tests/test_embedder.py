@@ -94,7 +94,17 @@ def test_augmentation_keeps_shape_and_is_reproducible():
     assert (once - pictures).abs().mean() > 0.05
 
 
+@pytest.fixture
+def one_thread():
+    """Threads of small networks mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_tells_unseen_speakers_apart(tmp_path):
     root = prepare_synthetic(
         tmp_path / "set", clips=80, speakers=40, seconds=0.4, seed=5, workers=2

@@ -10,7 +10,7 @@ from train.metrics.score import MetricError
 
 # Computed with cpbd 1.0.7 (PyPI; its missing `scipy.ndimage.imread` supplied, SciPy 1.17,
 # scikit-image 0.26) on the grey picture `cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)`. In the same
-# comparison every pixel's edge width agreed, on these and 40 further pictures.
+# comparison every pixel's edge width agreed, on these and 30 further pictures.
 WHOLE = {
     ("s1/bbir6n", 0): 0.324020,
     ("s1/bbir6n", 37): 0.360803,

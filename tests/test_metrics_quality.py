@@ -9,7 +9,7 @@ import torch
 
 from train.data.media import read_media
 from train.metrics.quality import grey, psnr, quality_scores, ssim
-from train.metrics.score import MetricError, Score, mean_score
+from train.metrics.score import MetricError, Score, check_rates, mean_score
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,11 @@ def test_mean_score():
     assert mean_score([Score(None, "silent")]) == Score(None, "silent")
     assert mean_score([]).value is None
     assert str(Score(None, "silent")) == "-"
+
+
+def test_rates_of_a_comparison_agree():
+    assert check_rates([25.0, 25.0]) == 25
+    with pytest.raises(MetricError, match="videos of 25, 30 fps: expected one rate"):
+        check_rates([25.0, 30.0])
+    with pytest.raises(MetricError, match="0 fps"):
+        check_rates([0.0])

@@ -52,7 +52,17 @@ def test_the_same_seed_gives_the_same_network(few, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.fixture
+def one_thread():
+    """Threads of small networks mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_finds_the_shifts_of_held_out_clips(tmp_path):
     root = prepare_synthetic(tmp_path / "set", clips=64, speakers=64, seed=5, workers=2)
     result = train_syncnet(SyncNetConfig(tmp_path / "sync", str(root), steps=150, batch_size=6))

@@ -77,7 +77,7 @@ def check_pair(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_rates(fps: Sequence[float]) -> float:
     """The one frame rate all videos of a comparison share; MetricError if they differ."""
-    if len({round(rate, 3) for rate in fps}) != 1 or not min(fps) > 0:
+    if len({round(rate, 3) for rate in fps}) != 1 or fps[0] <= 0:
         listed = ", ".join(f"{rate:g}" for rate in fps)
         raise MetricError(f"videos of {listed} fps: expected one rate; resample them first")
     return fps[0]
