@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from polyfusion import ops
 from polyfusion.build import BuildError
-from polyfusion.kernels import cuda, cuda_final
+from polyfusion.kernels import cuda
 from polyfusion.ops.norm import norm_activation
 from tests.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
@@ -269,11 +269,22 @@ def test_final(shape, dtype, request):
     frames, channels, outputs, height, width = shape
     x, *_ = make_maps((frames, 1, channels, height, width, False), dtype, torch.contiguous_format)
     weight = torch.randn(channels, outputs, 4, 4).mul(0.1).to(dtype)
-    y = cuda_final.final_forward(x, weight)
+    y = ops.final_block(x.requires_grad_(), weight.requires_grad_(), kernels="cuda")
     grad = torch.randn(y.shape).to(dtype)
-    grads = cuda_final.final_backward(grad, y, x, weight)
-    doubles = x.double().requires_grad_(), weight.double().requires_grad_()
+    grads = torch.autograd.grad(y, (x, weight), grad)
+    doubles = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     expected = torch.tanh(F.conv_transpose2d(*doubles, stride=2, padding=1))
     wanted = torch.autograd.grad(expected, doubles, grad.double())
     for value, exact in zip((y, *grads), (expected, *wanted), strict=True):
         assert relative_error(value, exact) < tolerance
+
+
+def test_opcheck_of_maps():
+    u, s, weight, bias, _ = make_maps(MAPS["skip"], torch.float32, torch.channels_last)
+    leaves = [x.requires_grad_() for x in (u, s, weight, bias)]
+    final_weight = torch.randn(5, 3, 4, 4, requires_grad=True)
+    opcheck(torch.ops.polyfusion.final_block.default, (u, final_weight, "cuda"))
+    schema = torch.ops.polyfusion.norm_activation.default._schema
+    rest = {"batch": True, "eps": 1e-5, "slope": 0.2, "kernels": "cuda"}
+    given = [rest.get(x.name) for x in schema.arguments[4:]]
+    opcheck(torch.ops.polyfusion.norm_activation.default, (*leaves, *given))
