@@ -7,7 +7,7 @@ import polyfusion  # noqa: F401  isort: skip
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # pytest -n runs one process a core
 
 
 @pytest.fixture
