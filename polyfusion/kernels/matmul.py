@@ -100,7 +100,11 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
         m = max(p.out.shape[-2] for p in products)
         n = max(p.out.shape[-1] for p in products)
         k = max(p.a.shape[-1] for p in products)
-        return {"BLOCK_M": block(m), "BLOCK_N": block(n), "BLOCK_K": block(k)}
+        return {
+            "BLOCK_M": block(m, 16, 512),
+            "BLOCK_N": block(n, 16, 512),
+            "BLOCK_K": block(k, 16, 512),
+        }
     if uses_tensor_cores(constants):
         return {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
     if constants["COMPUTE"] == tl.float64:
