@@ -107,8 +107,6 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
         }
     if uses_tensor_cores(constants):
         return {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
-    if constants["COMPUTE"] == tl.float64:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
 
 
