@@ -287,7 +287,9 @@ def config(
         if constants["COMPUTE"] == tl.float64:
             tile = dict.fromkeys(tile, 16)
         return {**tile, "num_warps": 4, "num_stages": 2}
-    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": 64, "BLOCK_K": 32, "BLOCK_D": 64}
+    # float32 operands take twice the registers and the shared memory of half precision.
+    deep = 64 if constants["PRECISION"] == "ieee" else 32
+    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": deep, "BLOCK_K": 32, "BLOCK_D": deep}
     return {**tile, "num_warps": 4, "num_stages": 3}
 
 

@@ -32,9 +32,24 @@ def _tucker(make: Callable[..., Tensor]) -> None:
     tucker_backward(make(B, T, M + N), views, core, factors, out, [True] * 6)
 
 
+def _tf32(call: Callable[[], None]) -> None:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        call()
+    finally:
+        matmul.fp32_precision = before
+
+
 for _dtype in (torch.bfloat16, torch.float32):
     _make = partial(torch.empty, dtype=_dtype)
-    _suffix = str(_dtype).removeprefix("torch.")
-    for _form, _name in (("cp", "cp"), ("cmf", "cmf"), ("shared", "cmf_sr")):
-        shipped(f"{_name}_{_suffix}")(partial(_hadamard, _form, _make))
-    shipped(f"tucker_{_suffix}")(partial(_tucker, _make))
+    _calls = {
+        "cp": partial(_hadamard, "cp", _make),
+        "cmf": partial(_hadamard, "cmf", _make),
+        "cmf_sr": partial(_hadamard, "shared", _make),
+        "tucker": partial(_tucker, _make),
+    }
+    for _name, _call in _calls.items():
+        shipped(f"{_name}_{str(_dtype).removeprefix('torch.')}")(_call)
+for _name in ("cmf", "tucker"):
+    shipped(f"{_name}_tf32")(partial(_tf32, _calls[_name]))

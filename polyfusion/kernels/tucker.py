@@ -141,7 +141,9 @@ def config(
     full = uses_tensor_cores(constants)
     edge = 64 if full else 16 if constants["COMPUTE"] == tl.float64 else 32
     tile = {f"BLOCK_{letter}": block(size, 16, edge) for letter, size in sizes.items()}
-    if full and kernel == "forward":
+    if constants["PRECISION"] == "tf32":  # twice the registers of half precision
+        tile = {name: min(size, 64 if name == "BLOCK_T" else 32) for name, size in tile.items()}
+    elif full and kernel == "forward":
         tile["BLOCK_J"] = block(sizes["J"], 16, 128)  # then p is projected once
     return {**tile, "num_warps": 4, "num_stages": 3 if full else 2}
 
