@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
+from model.convolution import HalvingConv2d
 from polyfusion.nn import NormActivation, merge_skip_weight
 from polyfusion.ops import reference
 from train.config import TrainConfig
@@ -99,12 +100,15 @@ class PlainGenerator(nn.Module):
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """A copy in which every fused normalisation is batch normalisation and an activation."""
+    """A copy of PyTorch's own modules: every fused normalisation is batch normalisation and an
+    activation, every halving convolution is ``Conv2d``."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NormActivation):
                 setattr(parent, name, PlainNorm(child))
+            if isinstance(child, HalvingConv2d):
+                child.__class__ = nn.Conv2d
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
     return module

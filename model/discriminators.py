@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.convolution import HalvingConv2d
 from model.encoders import AudioWindowEncoder, audio_windows
 from model.init import gaussian_init
 from polyfusion.nn import NormActivation
@@ -23,8 +24,7 @@ class FrameStack(nn.Module):
         super().__init__()
         widths = config.channels(base)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 4, 2, 1, bias=False)
-            for i, o in zip([in_channels, *widths[:-1]], widths, strict=True)
+            HalvingConv2d(i, o) for i, o in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
         self.norms = nn.ModuleList(
             NormActivation(o, slope=SLOPE, kernels=kernels) for o in widths[1:]
@@ -101,8 +101,15 @@ class SyncDiscriminator(nn.Module):
 
     def forward(self, frames: Tensor, audio: Tensor) -> Tensor:
         """frames (B, n, 3, H, W), n = 0.2 s; audio (B, W), the same 0.2 s → logits (B,)."""
-        distance = (self.video(frames.flatten(1, 2)) - self.audio(audio)).norm(dim=1)
-        return self.classify(distance.unsqueeze(1)).squeeze(1)
+        return self.compare(self.see(frames), self.audio(audio))
+
+    def see(self, frames: Tensor) -> Tensor:
+        """Embed snippets (B, n, 3, H, W) → (B, sync_dim)."""
+        return self.video(frames.flatten(1, 2))
+
+    def compare(self, video: Tensor, audio: Tensor) -> Tensor:
+        """Two embeddings (B, sync_dim) → logits (B,)."""
+        return self.classify((video - audio).norm(dim=1, keepdim=True)).squeeze(1)
 
 
 class Discriminators(nn.Module):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.convolution import HalvingConv2d
 from polyfusion.nn import NormActivation
 
 
@@ -19,8 +20,7 @@ class IdentityEncoder(nn.Module):
         super().__init__()
         widths = config.channels(config.base_channels)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 4, 2, 1, bias=False)
-            for i, o in zip([3, *widths[:-1]], widths, strict=True)
+            HalvingConv2d(i, o) for i, o in zip([3, *widths[:-1]], widths, strict=True)
         )
         self.norms = nn.ModuleList(NormActivation(o, kernels=kernels) for o in widths)
         self.head = nn.Conv2d(widths[-1], config.identity_dim, config.bottom, bias=False)

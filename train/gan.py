@@ -171,24 +171,34 @@ class Trainer:
             return d.frame(take_frames(video, choice.frame, 1).squeeze(1), batch.still)
         if name == "sequence":
             return d.sequence(video, batch.audio)
-        return self._judge_sync(batch, choice, video, choice.snippet)
+        snippet = take_frames(video, choice.snippet, self.config.model.snippet_frames)
+        return d.sync(snippet, self._speech(batch, choice.snippet))
 
-    def _judge_sync(self, batch: Batch, choice: Choice, video: Tensor, heard: Tensor) -> Tensor:
-        """Logits of a snippet with the audio from frame ``heard`` on."""
+    def _speech(self, batch: Batch, start: Tensor) -> Tensor:
+        """The audio of a snippet from frame ``start`` on."""
         size = self.config.model
-        snippet = take_frames(video, choice.snippet, size.snippet_frames)
-        speech = take_audio(batch.audio, heard, size.samples_per_frame, size.window)
-        return self.discriminators.sync(snippet, speech)
+        return take_audio(batch.audio, start, size.samples_per_frame, size.window)
 
     def _discriminator_term(self, name: str, batch: Batch, choice: Choice, fake: Tensor) -> Tensor:
         """What a discriminator minimises, eqs (10)-(11); the two fakes of D_sync count half."""
         with self.autocast:
-            on_fake = fake_loss(self._judge(name, batch, choice, fake).float())
-            on_real = real_loss(self._judge(name, batch, choice, batch.frames).float())
             if name == "sync":
-                shifted = self._judge_sync(batch, choice, batch.frames, choice.shifted)
-                on_fake = 0.5 * on_fake + 0.5 * fake_loss(shifted.float())
-        return on_real + on_fake
+                return self._sync_term(batch, choice, fake)
+            on_fake = fake_loss(self._judge(name, batch, choice, fake).float())
+            return on_fake + real_loss(self._judge(name, batch, choice, batch.frames).float())
+
+    def _sync_term(self, batch: Batch, choice: Choice, fake: Tensor) -> Tensor:
+        """D_sync's term: every snippet and every piece of audio is embedded once."""
+        sync, count = self.discriminators.sync, self.config.model.snippet_frames
+        seen = sync.see(take_frames(batch.frames, choice.snippet, count))
+        heard = sync.audio(self._speech(batch, choice.snippet))
+        shifted = sync.audio(self._speech(batch, choice.shifted))
+        made = sync.see(take_frames(fake, choice.snippet, count))
+        return (
+            real_loss(sync.compare(seen, heard).float())
+            + 0.5 * fake_loss(sync.compare(seen, shifted).float())
+            + 0.5 * fake_loss(sync.compare(made, heard).float())
+        )
 
     def _generator_term(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
         """The generator's adversarial term of a discriminator, unweighted."""
