@@ -13,6 +13,7 @@ from bench.machine import pick_device
 from bench.measure import (
     COMPILED,
     COMPILED_REWRITTEN,
+    FOLDED,
     PUBLISHED,
     REWRITTEN,
     Comparison,
@@ -22,6 +23,7 @@ from bench.measure import (
 )
 from bench.straightforward import PlainGenerator, PlainTalkingFace, PlainTrainer
 from model import TalkingFace
+from model.folding import fold
 from model.generator import Generator
 from train.config import PRESETS, TrainConfig
 from train.gan import Batch, Trainer
@@ -101,7 +103,7 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
 
 def inference_comparison(frames: int, dtype: str = "float32") -> Comparison:
     """One clip of the paper's size through the whole model in evaluation mode."""
-    variants = (PUBLISHED, REWRITTEN, *fused_kernels())
+    variants = (PUBLISHED, REWRITTEN, FOLDED, *fused_kernels())
     name = f"streaming, T = {frames}" if frames == 1 else f"one clip, T = {frames}"
     build = functools.partial(build_inference, frames, variants, dtype)
     return Comparison(
@@ -127,6 +129,7 @@ def build_inference(frames: int, variants: tuple[str, ...], dtype: str) -> Workl
     def subject(variant: str) -> Procedure:
         module = plain if variant == PUBLISHED else copy.deepcopy(model)
         choose_kernels(module, variant)
+        module = fold(module.eval()) if variant == FOLDED else module
         call = functools.partial(animate, module.eval(), still, audio)
         return Procedure("forward", call, lambda: [call()])
 
@@ -136,7 +139,7 @@ def build_inference(frames: int, variants: tuple[str, ...], dtype: str) -> Workl
             noise = torch.Generator().manual_seed(0)
             return {"forward": [exact(still.double(), audio.double(), noise)]}
 
-    return Workload({name: subject(name) for name in variants}, oracle, frames)
+    return Workload({name: subject(name) for name in variants}, oracle, frames, config.fps)
 
 
 def step_comparison(preset: str, dtype: str = "float32") -> Comparison:

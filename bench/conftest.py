@@ -11,7 +11,7 @@ import pytest
 from bench.machine import describe
 from bench.measure import Comparison, Row, compare
 
-_OURS = ("rewritten", "triton", "cuda")
+_OURS = ("rewritten", "folded", "triton", "cuda")
 
 
 class RecordedClock:

@@ -15,7 +15,7 @@ from bench.results import Results
 COLOURS = {
     "published": "#8a8a8a", "compile of published": "#c4a35a", "rewritten": "#2b6cb0",
     "compile of rewritten": "#76b5d9", "tensorly": "#b05a7a", "triton": "#2f855a",
-    "cuda": "#8a5ac4",
+    "cuda": "#8a5ac4", "folded": "#d97706",
 }  # fmt: skip
 AXES = {
     "frames": "frames T", "clips": "clips B", "rank": "rank k", "views": "views V",

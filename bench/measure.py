@@ -22,6 +22,7 @@ PUBLISHED = "published"
 COMPILED = "compile of published"
 REWRITTEN = "rewritten"
 COMPILED_REWRITTEN = "compile of rewritten"
+FOLDED = "folded"
 #: Variants that FLOPs cannot be counted in are counted as the form they compute.
 COUNTED_AS = {COMPILED: PUBLISHED, COMPILED_REWRITTEN: REWRITTEN, "triton": REWRITTEN,
               "cuda": REWRITTEN}  # fmt: skip
@@ -128,6 +129,8 @@ class Workload:
     oracle: Callable[[], dict[str, list[Tensor]]]
     frames: int | None = None
     """Video frames a call makes, where that means something."""
+    rate: float | None = None
+    """Frames per second at which the video plays, for inference."""
 
 
 @dataclass
@@ -157,6 +160,8 @@ class Row:
     peak_bytes: int | None = None
     launches: int | None = None
     frames_per_second: float | None = None
+    real_time: float | None = None
+    """Frames per second over the video's rate, for inference."""
     failure: str | None = None
     samples: list[float] = field(default_factory=list, repr=False)
 
@@ -225,6 +230,8 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
             row.launches = count_launches(subject, run, device)
             if workload.frames:
                 row.frames_per_second = workload.frames / row.median
+            if workload.frames and workload.rate:
+                row.real_time = workload.frames / row.median / workload.rate
     gc.collect()
     return rows
 

@@ -14,9 +14,9 @@ from bench.results import Results, ResultsError, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
-VARIANTS = ("compile of published", "rewritten", "compile of rewritten", "tensorly", "triton",
-            "cuda")  # fmt: skip
-OURS = ("rewritten", "compile of rewritten", "triton", "cuda")
+VARIANTS = ("compile of published", "rewritten", "compile of rewritten", "folded", "tensorly",
+            "triton", "cuda")  # fmt: skip
+OURS = ("rewritten", "compile of rewritten", "folded", "triton", "cuda")
 PEERS = ("published", "compile of published", "tensorly")
 HOW = (
     "Times are medians of synchronised calls; the variants of a comparison take turns, and a "
@@ -73,21 +73,22 @@ def number(value: float | None, scale: float = 1.0, unit: str = "") -> str:
 def detail(row: dict[str, Any]) -> list[str]:
     """A row of a full table."""
     if not row["median"]:
-        return [row["case"], row["dtype"], row["run"], row["variant"], row["failure"], *[""] * 9]
+        return [row["case"], row["dtype"], row["run"], row["variant"], row["failure"], *[""] * 10]
     speedup = f"{row['speedup']:.2f}×" if row["speedup"] else f"refused: {row['failure']}"
     return [
         row["case"], row["dtype"], row["run"], row["variant"],
         f"{number(row['median'], 1e3)} ({number(row['p20'], 1e3)}-{number(row['p80'], 1e3)})",
         speedup, number(row["flops"], 1e-9), number(row["flop_share"], 100, " %"),
         number(row["byte_share"], 100, " %"), number(row["peak_bytes"], 1e-6),
-        number(row["launches"]), number(row["frames_per_second"]),
+        number(row["launches"]), number(row["frames_per_second"]), number(row["real_time"]),
         f"{row['error']:.0e}" if row["error"] is not None else "", number(row["first_call"]),
     ]  # fmt: skip
 
 
 DETAIL_HEADER = (
     "case", "dtype", "pass", "variant", "ms (p20-p80)", "speed-up", "GFLOP", "of matmul",
-    "of copy", "peak MB", "launches", "frames/s", "error", "first call, s",
+    "of copy", "peak MB", "launches", "frames/s", "× real time",
+    "error", "first call, s",
 )  # fmt: skip
 
 
