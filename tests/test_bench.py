@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -256,7 +257,8 @@ def test_pytest_benchmark_entries_carry_everything(tmp_path):
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", "pytest", "bench/bench_fusion.py", "-k", "concat",
                "--benchmark-only", f"--benchmark-json={out}", "-p", "no:cacheprovider"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # not xdist's
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout
     entries = json.loads(out.read_text())["benchmarks"]
     assert len(entries) == 6

@@ -1,6 +1,10 @@
 """python -m train: train the talking-face GAN. See ``python -m train --help``."""
 
+import os
 import sys
+
+# Triton's interpreter multiplies small tiles in NumPy: a second BLAS thread only gets in the way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import polyfusion  # noqa: F401  (first: it chooses Triton's interpreter)
 from polyfusion.ops._dispatch import KernelsUnavailable

@@ -174,7 +174,7 @@ PRESETS = {
     "demo": TrainConfig(
         preset="demo",
         steps=150,
-        batch_size=6,
+        batch_size=5,
         frames=10,
         synthetic_clips=64,
         synthetic_speakers=2,
