@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from polyfusion import ops
 from polyfusion.nn import NormActivation
-from polyfusion.ops.norm import norm_op
+from polyfusion.ops.norm import norm_backward_op, norm_op
 from polyfusion.ops.reference import norm_activation_reference
 from tests.helpers import relative_error
 
@@ -100,10 +101,27 @@ def test_penalty_on_gradients(kernels):
 @pytest.mark.parametrize("batch", [True, False])
 def test_registration(kernels, batch):
     for skip in (True, False):
-        arguments = draw((2, 3, 4, 2, 3), skip, torch.float32)
+        u, s, weight, bias = draw((2, 3, 4, 2, 3), skip, torch.float32)
+        if skip:
+            u = u.contiguous(memory_format=torch.channels_last)
         statistics = (None, None) if batch else (torch.zeros(4), torch.ones(4))
-        leaves = [x if x is None else x.requires_grad_() for x in arguments]
+        leaves = [x if x is None else x.requires_grad_() for x in (u, s, weight, bias)]
         opcheck(norm_op, (*leaves, *statistics, batch, 1e-5, 0.2, kernels))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
+def test_strides_are_those_promised(kernels, last):
+    """What the compiler is told about the gradients' memory holds: it addresses it directly."""
+    form = torch.channels_last if last else torch.contiguous_format
+    u, s, weight, bias = draw((2, 3, 4, 2, 3), True, torch.float32)
+    u, s = u.contiguous(memory_format=form), s.contiguous(memory_format=form)
+    arguments = (u, u, s, weight, bias, torch.zeros(4), torch.ones(4), True, 1e-5, 0.2, kernels)
+    found = norm_backward_op(*arguments)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+        promised = norm_backward_op(*fake)
+    assert [x.stride() for x in found] == [x.stride() for x in promised]
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

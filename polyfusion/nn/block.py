@@ -18,6 +18,10 @@ class NormActivation(nn.Module):
     it normalises with the running statistics.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         channels: int,

@@ -1,6 +1,7 @@
 """Second-order gradients of a fused operator, by its plain PyTorch form."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def second_order(
     return [None if x is None else next(second) for x in (grad_alias, *aliases)]
 
 
-def _alias(x: Tensor | None) -> Tensor | None:
+def _alias(x: Tensor | None) -> Any:
     """A tensor of its own in the graph: inputs made from each other must not be counted twice."""
     if x is None:
         return None

@@ -6,12 +6,12 @@ outermost, (H, W, N, C), the pixels a tap joins are a slice, those in the paddin
 product. Weights are (out, in, k, k) in channels-last memory, as are the maps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-Size = tuple[int, int]
+Size = Sequence[int]
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -57,13 +57,11 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
 
 
 def _small(large: Size, kernel: int, stride: int, padding: int) -> Size:
-    h, w = ((size + 2 * padding - kernel) // stride + 1 for size in large)
-    return h, w
+    return [(size + 2 * padding - kernel) // stride + 1 for size in large]
 
 
 def _large(small: Size, kernel: int, stride: int, padding: int) -> Size:
-    h, w = ((size - 1) * stride - 2 * padding + kernel for size in small)
-    return h, w
+    return [(size - 1) * stride - 2 * padding + kernel for size in small]
 
 
 def _taps(

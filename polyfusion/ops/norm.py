@@ -13,15 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from polyfusion.ops import _norm_eager
 from polyfusion.ops._common import shape_of
 from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._norm_eager import accumulate, plain
 from polyfusion.ops._second_order import second_order
-
-CHANNELS = (0, 2, 3)  # what a sum per channel runs over
 
 
 def norm_activation(
@@ -89,7 +88,7 @@ def norm_statistics(
         if chosen != "eager":
             return count, *fused_kernels("norm", chosen).statistics(u, s)
         one = u.new_ones(u.shape[1], dtype=accumulate(u))
-        _, mean, var = _eager(u, s, one, torch.zeros_like(one), None, None, 0.0)
+        _, mean, var = _norm_eager.forward(u, s, one, torch.zeros_like(one), None, None, 0.0)
         return count, mean, var * count
 
 
@@ -134,119 +133,6 @@ def check_clips(name: str, clip: Tensor, frames: int) -> None:
         raise ValueError(f"{name} has {clips} clips, expected a divisor of the {frames} frames")
 
 
-def per_clip(u: Tensor, clips: int) -> Tensor:
-    """View frames (B·T, ...) as (B, T, ...)."""
-    return u.unflatten(0, (clips, u.shape[0] // clips if clips else 0))
-
-
-def plain(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    slope: float,
-) -> Tensor:
-    """The result in plain PyTorch, with given statistics or those of the batch."""
-    if s is not None:
-        u = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
-    if u.numel() == 0:
-        return u * weight.sum().to(u.dtype)
-    y = F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps)
-    return F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
-
-
-def _eager(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u + s normalised, without the activation, and its statistics: one new tensor of u's size."""
-    if not u.is_contiguous(memory_format=torch.channels_last):
-        u = u.contiguous()  # native_batch_norm.out is wrong for other strides
-    result = torch.empty_like(u)
-    x = u
-    if s is not None:
-        x = result
-        torch.add(per_clip(u, s.shape[0]), s.unsqueeze(1), out=per_clip(x, s.shape[0]))
-    like = {"dtype": accumulate(u), "device": u.device}
-    batch_mean, invstd = (torch.zeros(u.shape[1], **like) for _ in range(2))
-    if u.numel() == 0:
-        return result, batch_mean, invstd
-    torch.ops.aten.native_batch_norm.out(
-        x, weight, bias, mean, var, mean is None, 0.0, eps,
-        out=result, save_mean=batch_mean, save_invstd=invstd,
-    )  # fmt: skip
-    return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
-
-
-def _like(result: Tensor, u: Tensor) -> Tensor:
-    """The result with the strides of ``torch.empty_like(u)``."""
-    same = torch.empty_like(u, device="meta").stride() == result.stride()
-    return result if same else torch.empty_like(u).copy_(result)
-
-
-def _activate(x: Tensor, slope: float) -> Tensor:
-    return x.relu_() if slope == 0 else F.leaky_relu_(x, slope)
-
-
-def _eager_backward(
-    grad: Tensor,
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    slope: float,
-) -> list[Tensor]:
-    """du, ds, dweight, dbias of a batch: one new tensor of u's size.
-
-    With g = grad through the activation, x = u + s and k = Σ g (x - mean) / (σ² n):
-    du = weight / σ · (g - Σ g / n - (x - mean) k).
-    """
-    clips, kind = 1 if s is None else s.shape[0], accumulate(u)
-    du, _, _ = _eager(u.to(kind), s, weight.to(kind), bias.to(kind), mean, var, eps)
-    if slope == 0:
-        torch.ops.aten.threshold_backward.grad_input(grad.to(kind), du, 0, grad_input=du)
-    else:
-        torch.ops.aten.leaky_relu_backward.grad_input(
-            grad.to(kind), du, slope, False, grad_input=du
-        )
-    count = max(1, u.numel() // max(1, u.shape[1]))
-    invstd = (var + eps).rsqrt()
-    total, dot = du.sum(CHANNELS), _dot(du, u, s, mean)
-    scale = weight.to(kind) * invstd
-    k = scale * invstd.square() * dot / count
-    du.mul_(_maps(scale)).addcmul_(u, _maps(-k)).add_(_maps(k * mean - scale * total / count))
-    ds = u.new_empty(0)
-    if s is not None:
-        per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
-        ds = per_clip(du, clips).sum(1).to(s.dtype)
-    return [_like(du.to(u.dtype), u), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
-
-
-def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
-    """Σ g (u + s - mean) per channel, a few frames at a time, in memory that stays in the cache."""
-    total = torch.zeros_like(mean)
-    frames = 0 if s is None or s.shape[0] == 0 else u.shape[0] // s.shape[0]
-    step = max(1, 2**18 // max(1, u[:1].numel()))
-    for clip in range(1 if s is None else s.shape[0]):
-        first, last = clip * frames, (clip + 1) * frames if s is not None else u.shape[0]
-        for at in range(first, last, step):
-            here = slice(at, min(at + step, last))
-            shift = _maps(mean) if s is None else _maps(mean) - s[clip]
-            total += (u[here] - shift).mul_(g[here]).sum(CHANNELS)
-    return total
-
-
 def _fused(
     u: Tensor,
     s: Tensor | None,
@@ -287,15 +173,6 @@ def _fused_backward(
     return [du, u.new_empty(0) if ds is None else ds, dweight, dbias.clone()]
 
 
-def accumulate(u: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics."""
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
-def _maps(per_channel: Tensor) -> Tensor:
-    return per_channel.view(-1, 1, 1)
-
-
 @custom_op("polyfusion::norm_activation", mutates_args=())
 def norm_op(
     u: Tensor,
@@ -315,14 +192,14 @@ def norm_op(
     """
     if kernels != "eager":
         return _fused(u, s, weight, bias, mean, var, eps, slope, kernels)
-    y, *statistics = _eager(u, s, weight, bias, mean, var, eps)
+    y, batch_mean, batch_var = _norm_eager.forward(u, s, weight, bias, mean, var, eps)
     if mean is not None:
-        statistics = [x.new_empty(0) for x in statistics]
-    return _like(_activate(y, slope), u), *statistics
+        batch_mean, batch_var = batch_mean.new_empty(0), batch_var.new_empty(0)
+    return _norm_eager.like(_norm_eager.activate(y, slope), u), batch_mean, batch_var
 
 
 @custom_op("polyfusion::norm_activation_backward", mutates_args=())
-def _norm_activation_backward(
+def norm_backward_op(
     grad: Tensor,
     u: Tensor,
     s: Tensor | None,
@@ -338,7 +215,7 @@ def _norm_activation_backward(
     """Gradients of u, s (empty without it), weight and bias."""
     if kernels != "eager":
         return _fused_backward(grad, u, s, weight, bias, mean, var, batch, eps, slope, kernels)
-    return _eager_backward(grad, u, s, weight, bias, mean, var, eps, slope)
+    return _norm_eager.backward(grad, u, s, weight, bias, mean, var, eps, slope)
 
 
 @norm_op.register_fake
@@ -346,11 +223,11 @@ def _(
     u: Tensor, s: Any, weight: Tensor, bias: Tensor, mean: Any, var: Any, *_rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = u.shape[1] if mean is None else 0
-    like = {"dtype": accumulate(u)}
-    return torch.empty_like(u), u.new_empty(size, **like), u.new_empty(size, **like)
+    mean, var = (u.new_empty(size, dtype=accumulate(u)) for _ in range(2))
+    return torch.empty_like(u), mean, var
 
 
-@_norm_activation_backward.register_fake
+@norm_backward_op.register_fake
 def _(
     grad: Tensor, u: Tensor, s: Tensor | None, weight: Tensor, bias: Tensor, *_rest: Any
 ) -> list[Tensor]:
@@ -368,7 +245,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _first_order(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, ...]:
-    grads: Sequence[Tensor] = _norm_activation_backward(grad, *ctx.saved_tensors, *ctx.constants)
+    grads: Sequence[Tensor] = norm_backward_op(grad, *ctx.saved_tensors, *ctx.constants)
     needed = [g if need else None for g, need in zip(grads, ctx.needs_input_grad[:4], strict=True)]
     return (*needed, *[None] * 6)
 
@@ -380,10 +257,11 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
     grad, u, s, weight, bias, mean, var = ctx.saved_tensors
-    statistics = (None, None) if ctx.batch else (mean, var)
+    if ctx.batch:
+        mean = var = None
 
-    def function(*inputs: Tensor) -> Tensor:
-        return plain(*inputs, *statistics, ctx.eps, ctx.slope)
+    def function(u: Tensor, s: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        return plain(u, s, weight, bias, mean, var, ctx.eps, ctx.slope)
 
     return (*second_order(function, (u, s, weight, bias), grad, cotangents), *[None] * 6)
 
@@ -392,7 +270,7 @@ def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
 def recompute_activation(y: Tensor) -> Iterator[None]:
     """Operators called within do not keep ``y``, a result of :func:`norm_activation`, for their
     backward: they keep what it was made from, which is kept anyway, and make it again."""
-    node = None if torch.compiler.is_compiling() else y.grad_fn
+    node: Any = None if torch.compiler.is_compiling() else y.grad_fn
     if node is None or "polyfusion_norm_activation_default" not in node.name():
         yield
         return
@@ -413,4 +291,4 @@ def recompute_activation(y: Tensor) -> Iterator[None]:
 
 
 norm_op.register_autograd(_first_order, setup_context=_save)
-_norm_activation_backward.register_autograd(_second_order, setup_context=_save_backward)
+norm_backward_op.register_autograd(_second_order, setup_context=_save_backward)

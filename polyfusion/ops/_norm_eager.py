@@ -1,0 +1,133 @@
+"""Normalisation of u + s in PyTorch operators: plain, and careful about memory.
+
+:func:`forward` and :func:`backward` allocate one tensor of u's size each. On a CPU that is where
+the time goes: touching fresh memory costs ten times as much as a pass of arithmetic over memory in
+use.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHANNELS = (0, 2, 3)  # what a sum per channel runs over
+
+
+def per_clip(u: Tensor, clips: int) -> Tensor:
+    """View frames (B·T, ...) as (B, T, ...)."""
+    return u.unflatten(0, (clips, u.shape[0] // clips if clips else 0))
+
+
+def plain(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    slope: float,
+) -> Tensor:
+    """The result in plain PyTorch, with given statistics or those of the batch."""
+    if s is not None:
+        u = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
+    if u.numel() == 0:
+        return u * weight.sum().to(u.dtype)
+    y = F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps)
+    return F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
+
+
+def forward(
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u + s normalised, without the activation, and its statistics: one new tensor of u's size."""
+    if not u.is_contiguous(memory_format=torch.channels_last):
+        u = u.contiguous()  # native_batch_norm.out is wrong for other strides
+    result = torch.empty_like(u)
+    x = u
+    if s is not None:
+        x = result
+        torch.add(per_clip(u, s.shape[0]), s.unsqueeze(1), out=per_clip(x, s.shape[0]))
+    batch_mean, invstd = (u.new_zeros(u.shape[1], dtype=accumulate(u)) for _ in range(2))
+    if u.numel() == 0:
+        return result, batch_mean, invstd
+    torch.ops.aten.native_batch_norm.out(
+        x, weight, bias, mean, var, mean is None, 0.0, eps,
+        out=result, save_mean=batch_mean, save_invstd=invstd,
+    )  # fmt: skip
+    return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
+
+
+def like(result: Tensor, u: Tensor) -> Tensor:
+    """The result with the strides of ``torch.empty_like(u)``."""
+    same = torch.empty_like(u, device="meta").stride() == result.stride()
+    return result if same else torch.empty_like(u).copy_(result)
+
+
+def activate(x: Tensor, slope: float) -> Tensor:
+    return x.relu_() if slope == 0 else F.leaky_relu_(x, slope)
+
+
+def backward(
+    grad: Tensor,
+    u: Tensor,
+    s: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    slope: float,
+) -> list[Tensor]:
+    """du, ds, dweight, dbias of a batch: one new tensor of u's size.
+
+    With g = grad through the activation, x = u + s and k = Σ g (x - mean) / (σ² n):
+    du = weight / σ · (g - Σ g / n - (x - mean) k).
+    """
+    clips, kind = 1 if s is None else s.shape[0], accumulate(u)
+    du, _, _ = forward(u.to(kind), s, weight.to(kind), bias.to(kind), mean, var, eps)
+    if slope == 0:
+        torch.ops.aten.threshold_backward.grad_input(grad.to(kind), du, 0, grad_input=du)
+    else:
+        torch.ops.aten.leaky_relu_backward.grad_input(
+            grad.to(kind), du, slope, False, grad_input=du
+        )
+    count = max(1, u.numel() // max(1, u.shape[1]))
+    invstd = (var + eps).rsqrt()
+    total, dot = du.sum(CHANNELS), _dot(du, u, s, mean)
+    scale = weight.to(kind) * invstd
+    k = scale * invstd.square() * dot / count
+    du.mul_(_maps(scale)).addcmul_(u, _maps(-k)).add_(_maps(k * mean - scale * total / count))
+    ds = u.new_empty(0)
+    if s is not None:
+        per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
+        ds = like(per_clip(du, clips).sum(1).to(s.dtype), s)
+    return [like(du.to(u.dtype), u), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
+
+
+def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
+    """Σ g (u + s - mean) per channel, a few frames at a time, in memory that stays in the cache."""
+    total = torch.zeros_like(mean)
+    frames = 0 if s is None or s.shape[0] == 0 else u.shape[0] // s.shape[0]
+    step = max(1, 2**18 // max(1, u[:1].numel()))
+    for clip in range(1 if s is None else s.shape[0]):
+        first, last = clip * frames, (clip + 1) * frames if s is not None else u.shape[0]
+        for at in range(first, last, step):
+            here = slice(at, min(at + step, last))
+            shift = _maps(mean) if s is None else _maps(mean) - s[clip]
+            total += (u[here] - shift).mul_(g[here]).sum(CHANNELS)
+    return total
+
+
+def accumulate(u: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics."""
+    return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def _maps(per_channel: Tensor) -> Tensor:
+    return per_channel.view(-1, 1, 1)
