@@ -86,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
         value,
     ) in a.items():  # not to the bit: Adam's first steps are ±lr, whatever rounding says
         if name.startswith("model.") and value.is_floating_point():
-            assert (b[name] - value).norm() <= 1e-2 * value.norm() + 1e-6, name
+            assert (b[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
     lines = [[x for x in read_metrics(out) if "loss/l1" in x] for out in (whole, parts)]
     assert [line["step"] for line in lines[1]] == [1, 2, 3, 4]
     for one, other in zip(*lines, strict=True):

@@ -77,10 +77,15 @@ def load_optimizers(
     """Restore Adam moments and step counts."""
     for name, optimizer in optimizers.items():
         own, prefix = optimizer.state_dict(), f"adam.{name}."
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         own["state"] = {}
         for key, value in tensors.items():
             if key.startswith(prefix):
                 index, field = key[len(prefix) :].split(".")
+                if (
+                    value.ndim
+                ):  # in its parameter's memory format: fused Adam walks both as they lie
+                    value = torch.empty_like(parameters[int(index)]).copy_(value)
                 own["state"].setdefault(int(index), {})[field] = value
         optimizer.load_state_dict(own)
 
