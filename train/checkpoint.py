@@ -84,7 +84,7 @@ def load_optimizers(
                 index, field = key[len(prefix) :].split(".")
                 if (
                     value.ndim
-                ):  # in its parameter's memory format: fused Adam walks both as they lie
+                ):  # in the parameter's memory format: fused Adam needs that
                     value = torch.empty_like(parameters[int(index)]).copy_(value)
                 own["state"].setdefault(int(index), {})[field] = value
         optimizer.load_state_dict(own)
