@@ -256,7 +256,7 @@ def announce(
     size = config.model
     count = sum(p.numel() for p in trainer.model.parameters())
     left_out = f", {clips.skipped} too short left out" if clips.skipped else ""
-    kernels = config.kernels
+    kernels: str = config.kernels
     if kernels == "triton" and interpreted():
         kernels = "triton (fusion and generator, interpreted; discriminators eager)"
     precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
