@@ -41,7 +41,8 @@ def train(config: TrainConfig) -> Path:
     written, and for a loss that is not finite (the last good checkpoint stays).
     """
     device = pick_device(config.device)
-    resolve(config.kernels, [torch.empty(0, device=device)])
+    if resolve(config.kernels, [torch.empty(0, device=device)]) == "triton" and interpreted():
+        torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
     clips = open_set(
         root, "train", config.model, frames=config.frames, seed=config.seed, random_crop=True,
