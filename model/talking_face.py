@@ -61,7 +61,7 @@ class TalkingFace(nn.Module):
         Returns:
             Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).
         """
-        _check_inputs(self.config, still, audio)
+        check_inputs(self.config, still, audio)
         speech = self.audio(audio)  # (B, T, a)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
@@ -69,7 +69,8 @@ class TalkingFace(nn.Module):
         return self.generator(self.fusion(speech, identity, noise=noise), skips)
 
 
-def _check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:
+def check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:
+    """Raise ``ValueError`` unless still is (B, 3, H, W) and audio (B, N)."""
     expected = (3, config.height, config.width)
     if still.ndim != 4 or tuple(still.shape[1:]) != expected:
         raise ValueError(f"still: shape {tuple(still.shape)}, expected (B, {expected})")

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -19,6 +19,9 @@ RESUMABLE = {
     "steps", "kernels", "out", "workers", "log_every", "sample_every", "checkpoint_every",
     "validate_every", "resume", "profile",
 }  # fmt: skip
+
+#: Flags that are not called like their field.
+FLAGS = {"system": "model"}
 
 
 class UserError(Exception):
@@ -69,6 +72,11 @@ class TrainConfig:
     preset: Literal["paper", "demo"] = "paper"
     """Sizes and schedule to start from: the paper's, or a demo that trains on two CPU cores
     (default: paper with a GPU, demo without). Every other flag overrides the preset."""
+    system: Annotated[Literal["polyfusion", "speech2vid"], tyro.conf.arg(name="model")] = (
+        "polyfusion"
+    )
+    """polyfusion: the paper's GAN; speech2vid: the baseline trained with L1 alone. Of the sizes
+    below, speech2vid uses the frame's, the rates and --model.base-channels."""
     fusion: Literal["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"] = "cp"
     """Joint representation of audio and identity."""
     kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
@@ -107,6 +115,9 @@ class TrainConfig:
     """Adam's momenta."""
     anneal: float = 0.0
     """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
+    deblur_share: float = 0.25
+    """Share of the steps, at the end, that train speech2vid's deblurring network and nothing else
+    (the learning rate falls in each of the two stages)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU."""
     device: str = "auto"
@@ -145,6 +156,17 @@ class TrainConfig:
             raise ValueError(f"--workers {self.workers}: expected 0 or more")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"--anneal {self.anneal}: expected a share between 0 and 1")
+        if not 0 <= self.deblur_share < 1:
+            raise ValueError(
+                f"--deblur-share {self.deblur_share}: expected a share from 0 to below 1"
+            )
+        if self.system == "speech2vid":
+            for name, default in (("fusion", "cp"), ("encoders", "joint")):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"--{name} {getattr(self, name)} with --model speech2vid, which has no "
+                        f"fusion and encoders of its own; leave --{name} out"
+                    )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit {self.limit}: expected a positive number of clips")
         if self.frames < self.model.snippet_frames:
@@ -251,10 +273,22 @@ def parse(args: list[str] | None = None) -> TrainConfig:
         description=inspect.cleandoc(TrainConfig.__doc__ or ""),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check_objective(config)
     if resume is not None:
         check_same_run(config, default, Path(resume))
         config = dataclasses.replace(config, out=Path(resume))
     return config
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Raise :class:`UserError` if speech2vid is given settings of the GAN's objective."""
+    preset = PRESETS[config.preset]
+    for name in ("loss", "lr_frame", "lr_seq", "lr_sync"):
+        if config.system == "speech2vid" and getattr(config, name) != getattr(preset, name):
+            flag = "loss.*" if name == "loss" else name.replace("_", "-")
+            raise UserError(
+                f"--{flag} with --model speech2vid, which is trained with L1 alone; leave it out"
+            )
 
 
 def load_config(run: Path) -> TrainConfig:
@@ -275,7 +309,7 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, run: Path) -> None:
         for values in (new, old):
             values.update({f"{group}.{k}": v for k, v in values.pop(group).items()})
     changed = [
-        f"--{name.replace('_', '-')} {new[name]} (the run has {old[name]})"
+        f"--{FLAGS.get(name, name.replace('_', '-'))} {new[name]} (the run has {old[name]})"
         for name in new
         if name not in RESUMABLE and new[name] != old[name]
     ]

@@ -1,31 +1,15 @@
 """One training step of the GAN: the three discriminators' update, then the generator's."""
 
-import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
 from polyfusion.ops._dispatch import interpreted
+from train.base import BaseTrainer, Batch
 from train.config import LossConfig, TrainConfig
 from train.losses import bottom_half, fake_loss, generator_loss, l1_loss, real_loss, top_half
-
-
-@dataclass
-class Batch:
-    """What a step sees. frames (B, T, 3, H, W) in [−1, 1]; audio (B, T·s) in [−1, 1]."""
-
-    frames: Tensor
-    audio: Tensor
-
-    @property
-    def still(self) -> Tensor:
-        """The identity image: the clip's first frame (B, 3, H, W)."""
-        return self.frames[:, 0]
 
 
 @dataclass
@@ -75,54 +59,30 @@ WEIGHTS = {"g_frame": "frame", "g_seq": "seq", "g_sync": "sync", "l1": "l1", "l1
            "omega": "omega"}  # fmt: skip
 
 
-class Trainer:
+class Trainer(BaseTrainer):
     """The networks, their optimisers and the update rule.
 
     G and D_frame learn at 1e-4, D_seq and D_sync at 1e-5 in the paper (Adam). The generated video
     is made once and serves both updates; each term's graph is gone before the next one's is made.
     """
 
-    #: ``section(name)`` is entered around every part of a step; :mod:`train.profile` sets it.
-    section: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
+    model: TalkingFace
 
     def __init__(self, config: TrainConfig, device: torch.device):
-        self.config, self.device = config, device
-        torch.manual_seed(config.seed)
-        self.model = TalkingFace(config.model, config.fusion, config.kernels).to(device)
+        super().__init__(config, device)
         # The interpreter shows that the kernels are right, at seconds a step: once is enough.
         judges = "eager" if config.kernels == "triton" and interpreted() else config.kernels
         self.discriminators = Discriminators(config.model, judges).to(device)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-        self.modules: dict[str, nn.Module] = {
-            "model": self.model, "discriminators": self.discriminators,
-        }  # fmt: skip
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.modules["discriminators"] = self.discriminators
 
-    def make_optimizers(self) -> None:
-        """Create the optimisers, over what is trainable now (after freezing, before loading)."""
+    def rates(self) -> dict[str, tuple[nn.Module, float]]:
         c, d = self.config, self.discriminators
-        rates = {
+        return {
             "generator": (self.model, c.lr_generator),
             "frame": (d.frame, c.lr_frame),
             "sequence": (d.sequence, c.lr_seq),
             "sync": (d.sync, c.lr_sync),
         }
-        self.optimizers = {
-            name: torch.optim.Adam(
-                [p for p in module.parameters() if p.requires_grad], lr, c.betas, fused=True
-            )
-            for name, (module, lr) in rates.items()
-        }
-
-    def anneal(self, progress: float) -> None:
-        """Set the learning rates for a run that is ``progress`` (0 to 1) done."""
-        share = self.config.anneal
-        factor = min(1.0, (1 - progress) / share) if share else 1.0
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = group["initial_lr"] * factor
 
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Update the discriminators, then the generator; return every loss term (0-d tensors)."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.base import BaseTrainer
 from train.config import UserError
-from train.gan import Trainer
 
 WARM, MOST, LEAST = 2, 8, 5
 """Steps that are not counted, the most steps of a phase, and the fewest of a profiled run."""
@@ -34,7 +34,7 @@ PATIENCE = 0.10
 class Profile:
     """Phases of a profiled run; use :meth:`step` around a step and :meth:`section` in it."""
 
-    def __init__(self, trainer: Trainer, run: Path, steps: int):
+    def __init__(self, trainer: BaseTrainer, run: Path, steps: int):
         self.trainer, self.run = trainer, run
         self.count = min(MOST, (steps - 1 - min(WARM, steps - 4)) // 2)
         self.warm = min(WARM, steps - 2 - 2 * self.count)

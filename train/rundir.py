@@ -31,8 +31,9 @@ def claim_directory(config: TrainConfig) -> Path:
         runs = Path("runs")
         runs.mkdir(exist_ok=True)
         number = 1
+        name = config.fusion if config.system == "polyfusion" else config.system
         while True:
-            out = runs / f"{config.fusion}-{number}"
+            out = runs / f"{name}-{number}"
             try:
                 out.mkdir()
                 return out

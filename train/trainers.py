@@ -1,18 +1,15 @@
 """The model and the update rule that a configuration names."""
 
 import torch
-from torch import nn
 
-from model import TalkingFace
+from train import gan, speech2vid
+from train.base import BaseTrainer, build_model
 from train.config import TrainConfig
-from train.gan import Trainer
+
+__all__ = ["build_model", "make_trainer"]
 
 
-def build_model(config: TrainConfig) -> nn.Module:
-    """The model of a run, on the CPU and untrained."""
-    return TalkingFace(config.model, config.fusion, config.kernels)
-
-
-def make_trainer(config: TrainConfig, device: torch.device) -> Trainer:
-    """The trainer of a run, its model on ``device``."""
-    return Trainer(config, device)
+def make_trainer(config: TrainConfig, device: torch.device) -> BaseTrainer:
+    """The trainer of a run, its model on ``device``; make its optimisers before a step."""
+    kind = speech2vid.Trainer if config.system == "speech2vid" else gan.Trainer
+    return kind(config, device)

@@ -1,0 +1,82 @@
+"""What every trainer has: a model, optimisers, learning rates and precision."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import Speech2Vid, TalkingFace
+from train.config import TrainConfig
+
+
+@dataclass
+class Batch:
+    """What a step sees. frames (B, T, 3, H, W) in [−1, 1]; audio (B, T·s) in [−1, 1]."""
+
+    frames: Tensor
+    audio: Tensor
+
+    @property
+    def still(self) -> Tensor:
+        """The identity image: the clip's first frame (B, 3, H, W)."""
+        return self.frames[:, 0]
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """The model that a configuration names, untrained and on the CPU.
+
+    Called as ``model(still (B, 3, H, W), audio (B, N), generator)`` → frames (B, T, 3, H, W).
+    """
+    if config.system == "speech2vid":
+        return Speech2Vid(config.model, config.kernels)
+    return TalkingFace(config.model, config.fusion, config.kernels)
+
+
+class BaseTrainer:
+    """A model with its optimisers; a subclass adds the update rule."""
+
+    #: ``section(name)`` is entered around every part of a step; :mod:`train.profile` sets it.
+    section: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        self.model: Any = build_model(config).to(device)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        #: What a checkpoint holds, by name.
+        self.modules: dict[str, nn.Module] = {"model": self.model}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    def rates(self) -> dict[str, tuple[nn.Module, float]]:
+        """What every optimiser trains and its learning rate, by the optimiser's name."""
+        raise NotImplementedError
+
+    def make_optimizers(self) -> None:
+        """Create the optimisers, over what is trainable now (after freezing, before loading)."""
+        self.optimizers = {
+            name: torch.optim.Adam(
+                [p for p in module.parameters() if p.requires_grad],
+                lr,
+                self.config.betas,
+                fused=True,
+            )
+            for name, (module, lr) in self.rates().items()
+        }
+
+    def anneal(self, progress: float) -> None:
+        """Set the learning rates for a run that is ``progress`` (0 to 1) done."""
+        share = self.config.anneal
+        factor = min(1.0, (1 - progress) / share) if share else 1.0
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * factor
+
+    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Update the parameters once; return every loss term, "loss/…" (0-d tensors)."""
+        raise NotImplementedError
