@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from bench import bench_block, bench_fusion, bench_growth, bench_model
-from bench.machine import describe, pick_device
+from bench.machine import describe, nothing_compiled, pick_device
 from bench.measure import Comparison, compare
 from bench.report import write_report
 from bench.results import RESULTS_FILE, ResultsError, read_results, regressions
@@ -90,7 +90,7 @@ def measure(
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
     left_out = []
-    with file:
+    with file, nothing_compiled():
         file.write(json.dumps(head, ensure_ascii=False) + "\n")
         for number, comparison in enumerate(chosen, 1):
             elapsed = time.perf_counter() - began

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,14 @@ from bench.measure import (
     Procedure,
     Workload,
 )
-from bench.straightforward import PlainGenerator, PlainTalkingFace, PlainTrainer
+from bench.straightforward import (
+    PlainGenerator,
+    PlainTalkingFace,
+    PlainTrainer,
+    published_fusion,
+)
 from model import TalkingFace
+from model.encoders import audio_windows
 from model.folding import fold
 from model.generator import Generator
 from train.config import PRESETS, TrainConfig
@@ -34,6 +40,8 @@ ON_GPU = DEVICE.type == "cuda"
 STEPS = {"demo": (8, 15), "paper": (16, 75) if ON_GPU else (1, 25)}
 CHECKED = 2, 6
 """Clips and frames at which a training step is compared with the oracle."""
+CLIP, STREAM = 75, 5
+"""Frames of inference on a clip at once, and one by one."""
 
 
 def comparisons() -> list[Comparison]:
@@ -42,7 +50,7 @@ def comparisons() -> list[Comparison]:
     for dtype in ("float32", "bfloat16"):
         made += [generator_comparison(preset, dtype) for preset in STEPS]
         made += [step_comparison(preset, dtype) for preset in STEPS]
-        made += [inference_comparison(frames, dtype) for frames in (1, 75)]
+        made += [inference_comparison(p, stream, dtype) for p in STEPS for stream in (True, False)]
     return made
 
 
@@ -101,37 +109,42 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
     return Workload(subjects, oracle, frames=clips * frames)  # type: ignore[arg-type]
 
 
-def inference_comparison(frames: int, dtype: str = "float32") -> Comparison:
-    """One clip of the paper's size through the whole model in evaluation mode."""
+def inference_comparison(preset: str, stream: bool, dtype: str = "float32") -> Comparison:
+    """One clip through the whole model in evaluation mode, at once or frame by frame."""
     variants = (PUBLISHED, REWRITTEN, FOLDED, *fused_kernels())
-    name = f"streaming, T = {frames}" if frames == 1 else f"one clip, T = {frames}"
-    build = functools.partial(build_inference, frames, variants, dtype)
+    frames = STREAM if stream else CLIP
+    name = f"{preset}, {'frame by frame' if stream else f'clip of {CLIP} frames'}"
+    build = functools.partial(build_inference, preset, stream, variants, dtype)
     return Comparison(
         "inference", name, variants, build, DEVICE, dtype, ("forward",),
         tolerance=1e-3 if dtype == "float32" else 0.1, size={"clips": 1, "frames": frames},
     )  # fmt: skip
 
 
-def build_inference(frames: int, variants: tuple[str, ...], dtype: str) -> Workload:
-    """Still and speech in, frames out."""
+def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype: str) -> Workload:
+    """Still and speech in, frames out; the oracle makes the clip at once."""
     torch.manual_seed(0)
-    config = PRESETS["paper"].model
+    config = PRESETS[preset].model
+    frames = STREAM if stream else CLIP
     model = TalkingFace(config, "cp", "eager").to(DEVICE)
     plain = PlainTalkingFace(model).to(DEVICE)
     still = torch.rand(1, 3, config.height, config.width, device=DEVICE) * 2 - 1
     audio = torch.rand(1, frames * config.samples_per_frame, device=DEVICE) * 2 - 1
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    video = [torch.empty(1, frames, 3, config.height, config.width)]
 
-    def animate(module: nn.Module, *inputs: Tensor) -> Tensor:
+    def animate(module: nn.Module) -> Tensor:
         with torch.no_grad(), autocast:
-            return module(*inputs, torch.Generator().manual_seed(0))
+            noise = torch.Generator().manual_seed(0)
+            return one_by_one(module, still, audio, noise) if stream else module(still, audio, noise)
 
     def subject(variant: str) -> Procedure:
         module = plain if variant == PUBLISHED else copy.deepcopy(model)
         choose_kernels(module, variant)
         module = fold(module.eval()) if variant == FOLDED else module
-        call = functools.partial(animate, module.eval(), still, audio)
-        return Procedure("forward", call, lambda: [call()])
+        call = functools.partial(animate, module.eval())
+        traffic = total_bytes([*module.parameters(), still, audio, *video])
+        return Procedure("forward", call, lambda: [call()], traffic)
 
     def oracle() -> dict[str, list[Tensor]]:
         exact = copy.deepcopy(plain).double().eval()
@@ -140,6 +153,33 @@ def build_inference(frames: int, variants: tuple[str, ...], dtype: str) -> Workl
             return {"forward": [exact(still.double(), audio.double(), noise)]}
 
     return Workload({name: subject(name) for name in variants}, oracle, frames, config.fps)
+
+
+def one_by_one(
+    model: nn.Module, still: Tensor, audio: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The video, each frame made before the next one's audio window is looked at."""
+    encoder = model.audio
+    windows = audio_windows(audio, encoder.window, encoder.stride)
+    identity, skips = model.identity(still)
+    noise = model.noise.sample(*windows.shape[:2], generator)
+    hidden = noise_hidden = None
+    frames = []
+    for t in range(windows.shape[1]):
+        features, hidden = encoder.rnn(encoder.windows(windows[:, t]).unsqueeze(1), hidden)
+        smooth, noise_hidden = model.noise.rnn(noise[:, t : t + 1], noise_hidden)
+        views, smooth = [features, identity], torch.tanh(smooth)
+        if isinstance(model, PlainTalkingFace):
+            z = published_fusion(model.fusion, views, smooth)
+        else:
+            z = model.fusion(*views, noise=smooth)
+        frames.append(model.generator(z, skips))
+    return torch.cat(frames, 1)
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of all of them together."""
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def step_comparison(preset: str, dtype: str = "float32") -> Comparison:
@@ -172,9 +212,13 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
         trainer.make_optimizers()
         return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
 
+    weights = [p for module in start.modules.values() for p in module.parameters()]
+    # weights and two moments are read and written, the batch is read
+    traffic = 6 * total_bytes(weights) + total_bytes([batch.frames, batch.audio])
+
     def subject(variant: str) -> Procedure:
         step = stepper(variant)
-        return Procedure("step", lambda: step(batch, 0), lambda: losses(step, small))
+        return Procedure("step", lambda: step(batch, 0), lambda: losses(step, small), traffic)
 
     def oracle() -> dict[str, list[Tensor]]:
         exact = PlainTrainer(

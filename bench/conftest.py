@@ -4,11 +4,11 @@ pytest-benchmark times one callable after another, a comparison times its varian
 comparison is measured once, and its entries replay the recorded times on a clock of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from bench.machine import describe
+from bench.machine import describe, nothing_compiled
 from bench.measure import Comparison, Row, compare
 
 _OURS = ("rewritten", "folded", "triton", "cuda")
@@ -49,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "replay" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=_clock, disable_gc=False))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_afresh() -> Iterator[None]:
+    with nothing_compiled():
+        yield
 
 
 @pytest.fixture

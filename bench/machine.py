@@ -1,10 +1,12 @@
 """The machine: what it is, and how fast a matrix product and a copy are on it."""
 
+import contextlib
 import functools
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,23 @@ def synchronise(device: torch.device) -> None:
     """Wait for all work on the device; a CPU has none pending."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Empty caches of compiled kernels, so that a first call takes what it takes anyone."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ |= {name: str(Path(folder) / name.lower()) for name in names}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def processor() -> str:

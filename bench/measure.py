@@ -28,6 +28,8 @@ COUNTED_AS = {COMPILED: PUBLISHED, COMPILED_REWRITTEN: REWRITTEN, "triton": REWR
               "cuda": REWRITTEN}  # fmt: skip
 PASSES = ("forward", "backward", "both")
 ROUNDS = (3, 60)
+#: How many times slower than the baseline a variant may be to have more than two turns.
+FAR = 5
 
 
 class Subject(Protocol):
@@ -83,10 +85,19 @@ class Operator:
 
 
 class Procedure:
-    """A function that is called for what it does, such as a training step, in the pass ``name``."""
+    """A function that is called for what it does, such as a training step, in the pass ``name``.
 
-    def __init__(self, name: str, call: Callable[[], Any], results: Callable[[], list[Tensor]]):
-        self.name, self.call, self.check = name, call, results
+    ``traffic`` is the bytes that a call cannot do without reading or writing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        results: Callable[[], list[Tensor]],
+        traffic: int,
+    ):
+        self.name, self.call, self.check, self.traffic = name, call, results, traffic
 
     def prepare(self, name: str) -> None:
         return None
@@ -98,7 +109,7 @@ class Procedure:
         return {self.name: self.check()}
 
     def compulsory_bytes(self) -> dict[str, int]:
-        return {}
+        return {self.name: self.traffic}
 
 
 @dataclass(frozen=True)
@@ -222,9 +233,11 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
             subject = subjects[name]
             form = COUNTED_AS.get(name, name)
             form = form if form in subjects else name
-            if (form, run) not in counted:
-                counted[form, run] = count_flops(subjects[form], run)
-            row.flops = counted[form, run]
+            parts = ("forward", "backward") if run == "both" else (run,)
+            for part in parts:
+                if (form, part) not in counted:
+                    counted[form, part] = count_flops(subjects[form], part)
+            row.flops = sum(counted[form, part] for part in parts)
             _fill_shares(row, subject, device)
             row.peak_bytes = peak_memory(subject, run, device)
             row.launches = count_launches(subject, run, device)
@@ -241,7 +254,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of every call by variant, in rounds over the variants.
 
-    Each variant has ``seconds`` for its rounds: one slower than the others leaves earlier.
+    Each variant has ``seconds`` for its rounds: one slower than the others leaves earlier, and of
+    one far slower than the first the trial that tells so is one of two turns.
     """
     names = list(subjects)
 
@@ -254,11 +268,12 @@ def interleave(
         synchronise(device)
         return time.perf_counter() - start
 
-    rounds = {
-        name: max(ROUNDS[0], min(ROUNDS[1], int(seconds / max(time_once(name), 1e-6))))
-        for name in names
-    }
+    trial = {name: max(time_once(name), 1e-6) for name in names}
+    rounds = {name: max(ROUNDS[0], min(ROUNDS[1], int(seconds / trial[name]))) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        if trial[name] > max(seconds / ROUNDS[0], FAR * trial[names[0]]):
+            rounds[name], samples[name] = 1, [trial[name]]
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -315,8 +330,6 @@ def errors_of(results: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[fl
 
 def count_flops(subject: Subject, run: str) -> int:
     """FLOPs of matrix products and convolutions in one call; elementwise work is not counted."""
-    if run == "both":
-        return count_flops(subject, "forward") + count_flops(subject, "backward")
     prepared = subject.prepare(run)
     with FlopCounterMode(display=False) as counter:
         subject.run(run, prepared)
