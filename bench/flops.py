@@ -29,3 +29,8 @@ def conv_weight_grad_flops(
     x: Any, grad: Any, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     return _taps(torch.Size(grad), torch.Size(out_shape))
+
+
+@register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+def linear_flops(x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * torch.Size(x).numel() * weight[0]

@@ -8,8 +8,9 @@ from functools import reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from polyfusion.ops._product import product
 
 
 def autocast(*arguments: Any) -> tuple[Any, ...]:
@@ -124,7 +125,7 @@ def check_alike(**arguments: Any) -> None:
 def project(view: Tensor, factor: Tensor) -> Tensor:
     """φ(z) A for a factor (d+1, k) whose last row meets the appended 1: the row is a bias."""
     weight, bias = factor.split([factor.shape[0] - 1, 1])
-    return F.linear(view, weight.mT, bias[0])
+    return product(view, weight, bias[0])
 
 
 def align(views: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:

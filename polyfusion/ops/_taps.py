@@ -8,18 +8,11 @@ product. Weights are (out, in, k, k) in channels-last memory, as are the maps.
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
+from polyfusion.ops._product import matmul
+
 Size = Sequence[int]
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) times b (K, N), by oneDNN where it serves: twice MKL's speed on AMD processors."""
-    onednn = a.dtype == torch.float32 and torch.backends.mkldnn.is_available() and a.numel() > 0
-    if onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
-    return a @ b
 
 
 def conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

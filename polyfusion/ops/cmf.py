@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._product import product
 from polyfusion.ops._register import register_fusion
 
 
@@ -78,8 +78,8 @@ def cmf_first_order_fusion(
     common.check_noise(noise, leading)
     common.check_alike(views=views, first=first, out=out, bias=bias, noise=noise)
     views, framed = common.align(views)
-    linear = [z @ weight for z, weight in zip(views, first, strict=True)]
-    fused = F.linear(common.join(linear, framed, torch.add), out, bias)
+    linear = [product(z, weight) for z, weight in zip(views, first, strict=True)]
+    fused = product(common.join(linear, framed, torch.add), out.mT, bias)
     return common.with_noise(fused, noise)
 
 
@@ -92,13 +92,13 @@ def cmf_eager(
 ) -> Tensor:
     """:func:`cmf_fusion` in plain PyTorch, without checks."""
     views, framed = common.align(views)
-    linear = [z @ weight for z, weight in zip(views, first, strict=True)]
+    linear = [product(z, weight) for z, weight in zip(views, first, strict=True)]
     if not second:
-        return F.linear(common.join(linear, framed, _merge_shared), out, bias)
-    rows = [z @ weight for z, weight in zip(views, second, strict=True)]
+        return product(common.join(linear, framed, _merge_shared), out.mT, bias)
+    rows = [product(z, weight) for z, weight in zip(views, second, strict=True)]
     order_one = common.join(linear, framed, torch.add)
     _, higher = common.join([(row, None) for row in rows], framed, _merge)
-    return F.linear(order_one + higher, out, bias)
+    return product(order_one + higher, out.mT, bias)
 
 
 def _merge_shared(left: Tensor, right: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from operator import mul
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._product import product
 from polyfusion.ops._register import register_fusion
 
 
@@ -55,7 +55,7 @@ def cp_eager(views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor) ->
     """:func:`cp_fusion` in plain PyTorch, without checks."""
     views, framed = common.align(views)
     projected = [common.project(z, a) for z, a in zip(views, factors, strict=True)]
-    return F.linear(common.join(projected, framed, mul), out)
+    return product(common.join(projected, framed, mul), out.mT)
 
 
 def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:

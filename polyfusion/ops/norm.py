@@ -269,9 +269,13 @@ def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
 @contextlib.contextmanager
 def recompute_activation(y: Tensor) -> Iterator[None]:
     """Operators called within do not keep ``y``, a result of :func:`norm_activation`, for their
-    backward: they keep what it was made from, which is kept anyway, and make it again."""
+    backward: they keep what it was made from, which is kept anyway, and make it again. In Triton's
+    interpreter, where a launch costs more than the memory, they do keep it."""
     node: Any = None if torch.compiler.is_compiling() else y.grad_fn
     if node is None or "polyfusion_norm_activation_default" not in node.name():
+        yield
+        return
+    if node.constants[-1] == "triton" and not y.is_cuda:
         yield
         return
     made_from = (*node.saved_tensors, *node.constants)

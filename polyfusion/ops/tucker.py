@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from functools import reduce
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from polyfusion.ops import _common as common
 from polyfusion.ops._dispatch import fused_kernels, resolve
+from polyfusion.ops._product import product
 from polyfusion.ops._register import register_fusion
 
 
@@ -61,10 +61,10 @@ def tucker_eager(
     projected = [common.project(z, u) for z, u in zip(views, factors, strict=True)]
     per_clip, rows = meet_clips(projected, framed, core)
     if per_clip is None:
-        return F.linear(rows, out)
+        return product(rows, out.mT)
     (count, width), (outputs, inner) = rows.shape[1:], out.shape
     if count * (width * inner + inner * outputs) <= width * outputs * (inner + count):
-        return F.linear(rows @ per_clip.mT, out)
+        return product(rows @ per_clip.mT, out.mT)
     return rows @ (out @ per_clip).mT  # long clips: fold U₁ in once per clip
 
 
@@ -115,12 +115,12 @@ def meet_clips(
     without = [v for v, has_frames in enumerate(framed) if not has_frames]
     core = core.permute(0, *(v + 1 for v in with_frames), *(v + 1 for v in without))
     if not with_frames or not without:
-        return None, F.linear(khatri_rao(rows), core.flatten(1))
+        return None, product(khatri_rao(rows), core.flatten(1).mT)
     frames = khatri_rao([rows[v] for v in with_frames])
     clips = khatri_rao([rows[v] for v in without])
     outputs, width = core.shape[0], frames.shape[-1]
     matrix = core.reshape(outputs * width, clips.shape[-1])
-    return F.linear(clips, matrix).unflatten(1, (outputs, width)), frames
+    return product(clips, matrix.mT).unflatten(1, (outputs, width)), frames
 
 
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
