@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
 
@@ -17,7 +18,7 @@ class ModelConfig:
     depth: int = 5
     """Stride-2 stages of the identity encoder and the generator."""
     base_channels: int = 64
-    """Channels at half resolution; they double with every stage."""
+    """Channels at half resolution; they double with every stage. Speech2Vid's scale with it."""
     identity_dim: int = 128
     """Size d of the identity encoding."""
     audio_dim: int = 256
@@ -32,8 +33,14 @@ class ModelConfig:
     """Size m of the joint representation."""
     rank: int = 128
     """Rank k of CP and CMF; Tucker takes half of each mode instead."""
+    fuse_noise: bool = False
+    """Fuse the noise as a third view instead of concatenating it (multi-view machines). Ours."""
+    within_view_degree: int = 1
+    """Degree of a polynomial in each view before the fusion (Π-nets); 1 is none. Ours."""
     frame_disc_channels: int = 64
     """Channels of the frame discriminator at half resolution."""
+    sequence_disc: Literal["gru", "patch"] = "gru"
+    """Sequence discriminator: one verdict by a GRU, or the mean of those on patches (MoCoGAN)."""
     sequence_disc_channels: int = 32
     """Channels of the sequence discriminator at half resolution."""
     sequence_dim: int = 256
@@ -51,7 +58,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not isinstance(value, bool | str) and not value > 0:
                 raise ValueError(f"model {name}={value!r}: expected a positive number")
         step = 2**self.depth
         if self.height % step or self.width % step:
@@ -68,6 +75,8 @@ class ModelConfig:
             raise ValueError(f"audio_dim={self.audio_dim}: expected a multiple of 16")
         if self.sequence_extent % 2 == 0:
             raise ValueError(f"sequence_extent={self.sequence_extent}: expected an odd number")
+        if self.sequence_disc == "patch" and self.depth < 3:
+            raise ValueError(f"sequence_disc='patch' with depth={self.depth}: expected 3 or more")
 
     @property
     def bottom(self) -> tuple[int, int]:

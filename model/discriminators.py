@@ -77,10 +77,53 @@ class SequenceDiscriminator(nn.Module):
             x = conv(x)  # (B, C, T, H, W)
             x = norm(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
         video = self.head(x).flatten(2).transpose(1, 2)  # (B, T, dim)
-        windows = audio_windows(audio, self.window, self.stride)
-        speech = self.audio(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        speech = speech_features(self.audio, audio, self.window, self.stride)
         _, last = self.rnn(torch.cat([video, speech], 2))
         return self.classify(last[-1]).squeeze(1)
+
+
+class PatchSequenceDiscriminator(nn.Module):
+    """Is every patch of this sequence real, given its speech? The mean of the patches' logits.
+
+    The 3-D PatchGAN of MoCoGAN: stride (1, 2, 2) at every layer, so that a logit sees a part of the
+    frame for a part of the time. Speech joins before the first normalisation, added as a linear
+    map of features per frame, which is what concatenating them along channels amounts to.
+    """
+
+    def __init__(self, config: ModelConfig, kernels: str = "auto"):
+        super().__init__()
+        widths, extent = config.channels(config.sequence_disc_channels)[:-1], config.sequence_extent
+        self.convs = nn.ModuleList(
+            nn.Conv3d(i, o, (extent, 4, 4), (1, 2, 2), (extent // 2, 1, 1), bias=False)
+            for i, o in zip([3, *widths], [*widths, 1], strict=True)
+        )
+        self.norms = nn.ModuleList(
+            NormActivation(o, slope=SLOPE, kernels=kernels) for o in widths[1:]
+        )
+        self.window, self.stride = config.window, config.samples_per_frame
+        dim = config.sequence_dim
+        self.audio = AudioWindowEncoder(config.sample_rate, dim, max(config.audio_dim // 16, 1))
+        self.join = nn.Linear(dim, widths[1], bias=False)
+
+    def forward(self, frames: Tensor, audio: Tensor) -> Tensor:
+        """frames (B, T, 3, H, W), audio (B, T·s) → logits (B,)."""
+        speech = self.join(speech_features(self.audio, audio, self.window, self.stride))
+        x = nn.functional.leaky_relu(self.convs[0](frames.transpose(1, 2)), SLOPE)
+        for conv, norm in zip(self.convs[1:-1], self.norms, strict=True):
+            x = conv(x)  # (B, C, T, H, W)
+            if norm is self.norms[0]:
+                x = x + speech.transpose(1, 2)[..., None, None]
+            x = norm(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
+        return self.convs[-1](x).mean(dim=(1, 2, 3, 4))
+
+
+SEQUENCE_DISCRIMINATORS = {"gru": SequenceDiscriminator, "patch": PatchSequenceDiscriminator}
+
+
+def speech_features(encoder: AudioWindowEncoder, audio: Tensor, window: int, stride: int) -> Tensor:
+    """Audio (B, T·s) → the encoder's features of every frame's window, (B, T, dim)."""
+    windows = audio_windows(audio, window, stride)
+    return encoder(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
 
 
 class SyncDiscriminator(nn.Module):
@@ -118,6 +161,6 @@ class Discriminators(nn.Module):
     def __init__(self, config: ModelConfig, kernels: str = "auto"):
         super().__init__()
         self.frame = FrameDiscriminator(config, kernels)
-        self.sequence = SequenceDiscriminator(config, kernels)
+        self.sequence: nn.Module = SEQUENCE_DISCRIMINATORS[config.sequence_disc](config, kernels)
         self.sync = SyncDiscriminator(config, kernels)
         self.apply(gaussian_init)

@@ -27,9 +27,15 @@ class TalkingFace(nn.Module):
         self.identity = IdentityEncoder(config)
         self.audio = AudioEncoder(config)
         self.noise = NoiseEncoder(config)
-        dims = (config.audio_dim, config.identity_dim)
-        self.fusion = make_fusion(fusion, dims, config.fused_dim, rank=config.rank, kernels=kernels)
-        in_dim = self.fusion.out_features + config.noise_dim
+        dims = [config.audio_dim, config.identity_dim]
+        behind = config.noise_dim  # the noise: concatenated, or a view of its own
+        if config.fuse_noise:
+            dims, behind = [*dims, behind], 0
+        self.fusion = make_fusion(
+            fusion, dims, config.fused_dim, rank=config.rank,
+            within_view_degree=config.within_view_degree, kernels=kernels,
+        )  # fmt: skip
+        in_dim = self.fusion.out_features + behind
         self.generator: nn.Module = Generator(config, in_dim, kernels=kernels)
         for encoder in (self.identity, self.audio):
             encoder.apply(gaussian_init)
@@ -66,7 +72,11 @@ class TalkingFace(nn.Module):
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
         noise = self.noise(self.noise.sample(batch, frames, generator))
-        return self.generator(self.fusion(speech, identity, noise=noise), skips)
+        if self.config.fuse_noise:
+            fused = self.fusion(speech, identity, noise)
+        else:
+            fused = self.fusion(speech, identity, noise=noise)
+        return self.generator(fused, skips)
 
 
 def check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:

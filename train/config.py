@@ -273,18 +273,17 @@ def parse(args: list[str] | None = None) -> TrainConfig:
         description=inspect.cleandoc(TrainConfig.__doc__ or ""),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    check_objective(config)
+    check_objective(config, default)
     if resume is not None:
         check_same_run(config, default, Path(resume))
         config = dataclasses.replace(config, out=Path(resume))
     return config
 
 
-def check_objective(config: TrainConfig) -> None:
+def check_objective(config: TrainConfig, default: TrainConfig) -> None:
     """Raise :class:`UserError` if speech2vid is given settings of the GAN's objective."""
-    preset = PRESETS[config.preset]
     for name in ("loss", "lr_frame", "lr_seq", "lr_sync"):
-        if config.system == "speech2vid" and getattr(config, name) != getattr(preset, name):
+        if config.system == "speech2vid" and getattr(config, name) != getattr(default, name):
             flag = "loss.*" if name == "loss" else name.replace("_", "-")
             raise UserError(
                 f"--{flag} with --model speech2vid, which is trained with L1 alone; leave it out"

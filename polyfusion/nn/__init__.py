@@ -15,6 +15,8 @@ from polyfusion.nn.fusion import (
     CPFusion,
     DenseFusion,
     TuckerFusion,
+    WithinView,
+    WithinViewFusion,
     make_fusion,
 )
 
@@ -29,6 +31,8 @@ __all__ = [
     "SkipConvBlock",
     "TuckerFusion",
     "UpConvBlock",
+    "WithinView",
+    "WithinViewFusion",
     "make_fusion",
     "merge_skip_weight",
     "split_skip_weight",

@@ -194,6 +194,56 @@ class ConcatFusion(_Fusion):
         return ops.concat_fusion(views, noise=noise)
 
 
+class WithinView(nn.Module):
+    """Powers of one view: a polynomial of degree N in z (…, d), the CCP form of Π-nets.
+
+    y_1 = U_1ᵀ z,  y_n = (U_nᵀ z) ∘ y_{n−1} + y_{n−1},  n = 2, …, N;  y_N (…, d)
+
+    Chrysos et al., "Π-nets", CVPR 2020; their last map C y_N + β is left to what follows, here the
+    fusion's factors. Parameters are ``factors`` U_n (d, d). Degree 1 is the identity and has none:
+    the fusion's factors absorb U_1.
+    """
+
+    def __init__(self, features: int, degree: int) -> None:
+        super().__init__()
+        _check_positive("features", features)
+        _check_positive("degree", degree)
+        count = degree if degree > 1 else 0
+        self.factors = nn.ParameterList(torch.empty(features, features) for _ in range(count))
+        for factor in self.factors:
+            nn.init.xavier_normal_(factor)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not self.factors:
+            return z
+        if z.shape[-1] != len(self.factors[0]):
+            expected = len(self.factors[0])
+            raise ValueError(f"view of {z.shape[-1]} features: expected {expected}")
+        y = z @ self.factors[0]
+        for factor in self.factors[1:]:
+            y = torch.addcmul(y, z @ factor, y)
+        return y
+
+
+class WithinViewFusion(_Fusion):
+    """``fusion`` of views that pass through a :class:`WithinView` polynomial of ``degree`` first.
+
+    The fusion then has terms of every degree up to V·N, those within a view included. The penalty
+    Ω counts the polynomials' parameters.
+    """
+
+    def __init__(self, fusion: _Fusion, degree: int) -> None:
+        super().__init__(fusion.dims, fusion.out_features, fusion.kernels)
+        self.within = nn.ModuleList(WithinView(d, degree) for d in fusion.dims)
+        self.fusion = fusion
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        if len(views) != len(self.within):
+            raise ValueError(f"views: expected {len(self.within)} tensors, got {len(views)}")
+        raised = [within(view) for within, view in zip(self.within, views, strict=True)]
+        return self.fusion(raised, noise=noise)
+
+
 FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
 
 
@@ -204,13 +254,19 @@ def make_fusion(
     *,
     rank: int = 128,
     ranks: Sequence[int] | None = None,
+    within_view_degree: int = 1,
     kernels: str = "auto",
 ) -> _Fusion:
     """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
 
     ``rank`` is for CP and CMF, ``ranks`` for Tucker. Concatenation has Σ d_v outputs, whatever
-    ``out_features`` says; read the result's ``out_features``.
+    ``out_features`` says; read the result's ``out_features``. With a ``within_view_degree`` above 1
+    the result is a :class:`WithinViewFusion`.
     """
+    _check_positive("within_view_degree", within_view_degree)
+    if within_view_degree > 1:
+        fusion = make_fusion(name, dims, out_features, rank=rank, ranks=ranks, kernels=kernels)
+        return WithinViewFusion(fusion, within_view_degree)
     match name:
         case "cp":
             return CPFusion(dims, out_features, rank, kernels)
