@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from model.generator import Generator
 from model.talking_face import TalkingFace
 from polyfusion.nn import CMFFusion, NormActivation, SkipConvBlock, UpConvBlock
+from polyfusion.ops.conv import conv_method, convolve
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def fold(model: TalkingFace) -> TalkingFace:
     fusion, generator = folded.fusion, folded.generator
     if not isinstance(generator, Generator):
         raise ValueError("model: already folded")
-    weight = generator.first.weight.flatten(1)  # (c, C·h·w)
+    weight = generator.first.weight.permute(0, 2, 3, 1).flatten(1)  # (c, h·w·C)
     bias = weight.new_zeros(weight.shape[1])
     out = getattr(fusion, "out", None)
     if out is not None:
@@ -43,15 +44,15 @@ class FoldedGenerator(nn.Module):
 
     Args:
         generator: what to fold.
-        weight: (c, C·h·w), the first layer's, possibly with the fusion's last factor in it.
-        bias: (C·h·w,), likewise.
+        weight: (c, h·w·C), the first layer's, possibly with the fusion's last factor in it.
+        bias: (h·w·C,), likewise.
     """
 
     def __init__(self, generator: Generator, weight: Tensor, bias: Tensor):
         super().__init__()
-        self.size = generator.first.weight.shape[1:]  # (C, h, w)
-        pixels = self.size[1:].numel()
-        scale, shift = (x.repeat_interleave(pixels) for x in _affine(generator.first.norm))
+        channels, *self.size = generator.first.weight.shape[1:]
+        pixels = weight.shape[1] // channels
+        scale, shift = (x.repeat(pixels) for x in _affine(generator.first.norm))
         self.first_weight = _frozen((weight * scale).T)
         self.first_bias = _frozen(bias * scale + shift)
         blocks = zip(generator.skip_convs, generator.up_convs, strict=True)
@@ -63,7 +64,7 @@ class FoldedGenerator(nn.Module):
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
         """z (B, T, c), skips finest first → frames (B, T, 3, H, W)."""
         x = F.linear(z.flatten(0, 1), self.first_weight, self.first_bias)
-        x = x.relu_().unflatten(1, self.size)
+        x = x.relu_().unflatten(1, (*self.size, -1)).permute(0, 3, 1, 2)  # channels last in memory
         for stage, skip in zip(self.stages, reversed(skips), strict=True):
             x = stage(x, skip)
         return self.final(x).unflatten(0, z.shape[:2])
@@ -79,16 +80,22 @@ class _FoldedStage(nn.Module):
         scale, shift = _affine(skip_conv.norm)
         self.weight_x = _frozen(skip_conv.weight_x * scale.view(-1, 1, 1, 1))
         self.weight_skip = _frozen(skip_conv.weight_skip * scale.view(-1, 1, 1, 1))
-        self.bias_skip = _frozen(shift)
+        self.bias_skip = _frozen(shift.view(-1, 1, 1))
         scale, shift = _affine(up_conv.norm)
         self.weight_up = _frozen(up_conv.weight * scale.view(-1, 1, 1))
-        self.bias_up = _frozen(shift)
+        self.bias_up = _frozen(shift.view(-1, 1, 1))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        s = F.conv2d(skip, self.weight_skip, self.bias_skip, padding=1)  # once per clip
-        u = F.conv2d(x, self.weight_x, padding=1).unflatten(0, (len(s), -1))
-        u = u.add_(s.unsqueeze(1)).relu_().flatten(0, 1)
-        return F.conv_transpose2d(u, self.weight_up, self.bias_up, 2, 1).relu_()
+        s = _convolve(skip, self.weight_skip, 1, False) + self.bias_skip  # once per clip
+        u = _convolve(x, self.weight_x, 1, False)
+        u.unflatten(0, (len(s), -1)).add_(s.unsqueeze(1))
+        return _convolve(u.relu_(), self.weight_up, 2, True).add_(self.bias_up).relu_()
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: int, up: bool) -> Tensor:
+    """As the generator's blocks do."""
+    method = conv_method(x.shape[-2:].numel(), weight, None, "eager")
+    return convolve(x, weight, stride, 1, up, method)
 
 
 def _affine(norm: NormActivation) -> tuple[Tensor, Tensor]:

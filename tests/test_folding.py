@@ -1,10 +1,13 @@
 """The folded generator is the same function."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from model.folding import fold
 from model.talking_face import TalkingFace
+from polyfusion.ops import conv
 from tests.test_model import SMALL, inputs
 
 
@@ -33,3 +36,23 @@ def test_the_last_factor_is_gone():
     folded = fold(model)
     assert folded.generator.first_weight.shape[1] == SMALL.rank + SMALL.noise_dim
     assert not any("norm" in name for name, _ in folded.generator.named_parameters())
+
+
+def test_wide_maps_take_the_blocks_convolutions(monkeypatch):
+    """256 channels on 4×3 maps: one product per tap, folded or not."""
+    taps = []
+    original = conv._conv
+    monkeypatch.setattr(conv, "_conv", lambda *a: taps.append(a[-1]) or original(*a))
+    torch.manual_seed(0)
+    model = TalkingFace(dataclasses.replace(SMALL, base_channels=64), "cp")
+    still, audio = inputs(SMALL)
+    model(still, audio)
+    model.eval()
+    folded = fold(model)
+    with torch.no_grad():
+        expected = model(still, audio, torch.Generator().manual_seed(0))
+        unfolded, taps[:] = list(taps), []
+        got = folded(still, audio, torch.Generator().manual_seed(0))
+    assert taps == ["taps", "taps"]
+    assert unfolded == 2 * taps
+    assert (got - expected).abs().max() < 1e-5
