@@ -135,8 +135,8 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
 
     def animate(module: nn.Module) -> Tensor:
         with torch.no_grad(), autocast:
-            noise = torch.Generator().manual_seed(0)
-            return one_by_one(module, still, audio, noise) if stream else module(still, audio, noise)
+            call = functools.partial(one_by_one, module) if stream else module
+            return call(still, audio, torch.Generator().manual_seed(0))
 
     def subject(variant: str) -> Procedure:
         module = plain if variant == PUBLISHED else copy.deepcopy(model)

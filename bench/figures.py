@@ -1,14 +1,18 @@
 """Figures of a run: speed-ups against peers, roofline, memory, growth."""
 
 import io
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from bench.results import Results
 
@@ -17,9 +21,10 @@ COLOURS = {
     "compile of rewritten": "#76b5d9", "tensorly": "#b05a7a", "triton": "#2f855a",
     "cuda": "#8a5ac4", "folded": "#d97706",
 }  # fmt: skip
-AXES = {
-    "frames": "frames T", "clips": "clips B", "rank": "rank k", "views": "views V",
-}  # fmt: skip
+AXES = {"frames": "frames T", "clips": "clips B", "rank": "rank k", "views": "views V"}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
+#: Speed-ups below this are written, not drawn.
+SLOWEST = 0.1
 
 
 def all_figures(results: Results) -> dict[str, Figure]:
@@ -36,7 +41,7 @@ def all_figures(results: Results) -> dict[str, Figure]:
 def to_svg(figure: Figure) -> str:
     """As an SVG element, without metadata that changes from run to run."""
     buffer = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "polyfusion"}):
+    with plt.rc_context({"svg.hashsalt": "polyfusion", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
@@ -72,24 +77,40 @@ def speedups(results: Results) -> Figure | None:
             cases[name][row["variant"]] = row["speedup"]
     if not cases:
         return None
-    variants = [v for v in COLOURS if any(v in case for case in cases.values())]
-    variants = [v for v in variants if v != "published"]
     figure, axis = plt.subplots(figsize=(9, 0.7 + 0.34 * len(cases)), layout="constrained")
-    height = 0.8 / max(len(variants), 1)
-    for i, variant in enumerate(variants):
-        points = [(y, case[variant]) for y, case in enumerate(cases.values()) if variant in case]
-        axis.barh(
-            [y - 0.4 + (i + 0.5) * height for y, _ in points], [s - 1 for _, s in points], height,
-            left=1, color=COLOURS[variant], label=variant,
-        )  # fmt: skip
+    drawn = {}
+    for y, case in enumerate(cases.values()):
+        shown = [v for v in COLOURS if v in case and v != "published"]
+        height = 0.8 / max(len(shown), 3)
+        for i, variant in enumerate(shown):
+            middle, speedup = y + (i - (len(shown) - 1) / 2) * height, case[variant]
+            drawn[variant] = axis.barh(
+                middle, max(speedup, SLOWEST) - 1, height, left=1, color=COLOURS[variant]
+            )
+            if speedup < SLOWEST:
+                axis.text(SLOWEST * 1.05, middle, f"{speedup:.1g}×", va="center", fontsize=6,
+                          color="white")  # fmt: skip
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
+    axis.set_xlim(left=SLOWEST)
+    plain_ticks(axis.xaxis, (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50), axis.get_xlim())
     axis.set_yticks(range(len(cases)), cases, fontsize=7)
     axis.set_ylim(len(cases) - 0.5, -0.5)
     axis.set_xlabel("times as fast as the published form in the same run")
-    axis.legend(fontsize=7, frameon=False)
+    names = [v for v in COLOURS if v in drawn]
+    figure.legend(
+        [drawn[v] for v in names], names, fontsize=7, frameon=False, ncols=len(names),
+        loc="outside upper center",
+    )  # fmt: skip
     axis.grid(axis="x", alpha=0.3)
     return figure
+
+
+def plain_ticks(axis: Axis, values: Sequence[float], limits: tuple[float, float]) -> None:
+    """Ticks of a logarithmic axis at the ``values`` within the limits, written plainly."""
+    shown = [v for v in values if limits[0] <= v <= limits[1]]
+    axis.set_ticks(shown, [f"{v:g}" for v in shown])
+    axis.set_minor_locator(NullLocator())
 
 
 def roofline(results: Results) -> Figure | None:
@@ -98,28 +119,35 @@ def roofline(results: Results) -> Figure | None:
     if not rows:
         return None
     ceilings = results.head["machine"]["ceilings"]
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     intensities = [row["flops"] / row["bytes"] for row in rows]
     low, high = min(intensities) / 2, max(intensities) * 2
     xs = [low * (high / low) ** (i / 99) for i in range(100)]
     for dtype, style in (("float32", "-"), ("bfloat16", "--")):
         if any(row["dtype"] == dtype for row in rows):
             roof = [min(x * ceilings["copy"], ceilings[dtype]) / 1e9 for x in xs]
-            axis.plot(xs, roof, style, color="black", linewidth=1, label=f"ceiling, {dtype}")
+            axis.plot(
+                xs, roof, style, color="black", linewidth=1, label=f"ceiling, {DTYPES[dtype]}"
+            )
     for variant, colour in COLOURS.items():
-        points = [
-            (row["flops"] / row["bytes"], row["flops"] / row["median"] / 1e9)
-            for row in rows
-            if row["variant"] == variant and row["median"]
-        ]
-        if points:
-            axis.scatter(*zip(*points, strict=True), s=14, color=colour, label=variant)
+        for dtype, fill in (("float32", colour), ("bfloat16", "none")):
+            points = [
+                (row["flops"] / row["bytes"], row["flops"] / row["median"] / 1e9)
+                for row in rows
+                if row["variant"] == variant and row["median"] and row["dtype"] == dtype
+            ]
+            label = variant if dtype == "float32" else f"{variant}, bf16"
+            if points:
+                axis.scatter(
+                    *zip(*points, strict=True), s=14, edgecolors=colour, facecolors=fill,
+                    label=label,
+                )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("FLOP per compulsory byte")
     axis.set_ylabel("GFLOP/s")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, frameon=False)
+    figure.legend(fontsize=7, frameon=False, loc="outside right upper")
     return figure
 
 
@@ -128,9 +156,8 @@ def memory(results: Results) -> Figure | None:
     cases: dict[str, dict[str, float]] = defaultdict(dict)
     for row in last_runs(results):
         if row["peak_bytes"]:
-            cases[f"{row['group']}: {row['case']} {row['dtype']}"][row["variant"]] = row[
-                "peak_bytes"
-            ]
+            short = "" if row["dtype"] == "float32" else " bf16"
+            cases[f"{row['group']}: {row['case']}{short}"][row["variant"]] = row["peak_bytes"]
     cases = {k: v for k, v in cases.items() if v.get("published") and v.get("rewritten")}
     if not cases:
         return None
@@ -147,7 +174,7 @@ def memory(results: Results) -> Figure | None:
     axis.set_yticks(range(len(cases)), cases, fontsize=7)
     axis.set_ylim(len(cases) - 0.5, -0.5)
     axis.set_xlabel("peak memory of a call, published form = 1")
-    axis.legend(fontsize=7, frameon=False)
+    figure.legend(fontsize=7, frameon=False, ncols=len(COLOURS), loc="outside upper center")
     axis.grid(alpha=0.3)
     return figure
 
@@ -160,15 +187,24 @@ def growth(results: Results) -> Figure | None:
         panels[row["case"].rsplit(",", 1)[0]].append(row)
     if not panels:
         return None
+    columns = min(4, len(panels))
+    blocks = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
-        2, len(panels), figsize=(2.5 * len(panels), 5), layout="constrained", squeeze=False
-    )
-    for column, (title, lines) in enumerate(panels.items()):
-        name = next(iter(lines[0]["size"]))
-        for row_index, (quantity, scale, label) in enumerate(
+        2 * blocks, columns, figsize=(2.6 * columns, 4.6 * blocks), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.set_visible(False)
+    drawn = {}
+    for place, (title, lines) in enumerate(panels.items()):
+        block, column = divmod(place, columns)
+        form, name = title.split(" over ")[0], next(iter(lines[0]["size"]))
+        for below, (quantity, scale, label) in enumerate(
             (("median", 1e3, "ms, forward and backward"), ("peak_bytes", 1e-6, "peak MB"))
         ):
-            axis = axes[row_index][column]
+            axis = axes[2 * block + below][column]
+            axis.set_visible(True)
+            ticks: set[float] = set()
             for variant in COLOURS:
                 points = sorted(
                     (line["size"][name], line[quantity] * scale)
@@ -176,18 +212,27 @@ def growth(results: Results) -> Figure | None:
                     if line["variant"] == variant and line[quantity]
                 )
                 if points:
-                    axis.plot(
+                    [drawn[variant]] = axis.plot(
                         *zip(*points, strict=True), "o-", markersize=3, linewidth=1.2,
-                        color=COLOURS[variant], label=variant,
+                        color=COLOURS[variant],
                     )  # fmt: skip
+                    ticks |= {x for x, _ in points}
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.grid(alpha=0.3)
             axis.tick_params(labelsize=7)
+            plain_ticks(axis.xaxis, sorted(ticks), axis.get_xlim())
+            low, high = axis.get_ylim()
+            steps = (1, 2, 5) if high > 8 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8)
+            decades = [step * 10.0**e for e in range(-4, 6) for step in steps]
+            plain_ticks(axis.yaxis, decades, (low, high))
+            axis.grid(alpha=0.3)
             axis.set_xlabel(AXES[name], fontsize=8)
             if column == 0:
                 axis.set_ylabel(label, fontsize=8)
-            if row_index == 0:
-                axis.set_title(title.split(" over ")[0], fontsize=9)
-    axes[0][0].legend(fontsize=7, frameon=False)
+            if below == 0:
+                axis.set_title(form, fontsize=9)
+    figure.legend(
+        drawn.values(), drawn, fontsize=8, frameon=False, ncols=len(drawn),
+        loc="outside upper center",
+    )  # fmt: skip
     return figure

@@ -14,10 +14,20 @@ from bench.results import Results, ResultsError, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
-VARIANTS = ("compile of published", "rewritten", "compile of rewritten", "folded", "tensorly",
-            "triton", "cuda")  # fmt: skip
 OURS = ("rewritten", "compile of rewritten", "folded", "triton", "cuda")
 PEERS = ("published", "compile of published", "tensorly")
+#: The README's rows: group, beginning of the case, dtype.
+SHORT = (
+    *(("fusion", f"{form}, paper", "float32") for form in ("cp", "tucker", "cmf", "cmf-sr")),
+    ("fusion", "cp, stream", "float32"),
+    ("block", "skip conv 1024", "float32"),
+    ("block", "final", "float32"),
+    ("block", "norm, slope", "float32"),
+    ("generator", "paper", "float32"),
+    ("inference", "paper, frame by frame", "float32"),
+    ("training step", "paper", "float32"),
+    ("training step", "paper", "bfloat16"),
+)
 HOW = (
     "Times are medians of synchronised calls; the variants of a comparison take turns, and a "
     "speed-up is the median over the turns. Every variant agreed with a float64 oracle first: "
@@ -92,22 +102,28 @@ DETAIL_HEADER = (
 )  # fmt: skip
 
 
-def losses(results: Results) -> list[str]:
-    """A line for every pass in which our best form is slower than the best peer."""
-    passes: dict[tuple, dict[str, float]] = {}
+def passes(results: Results) -> dict[tuple[str, ...], dict[str, float]]:
+    """By group, case, dtype and pass: the median of every variant that agreed with the oracle."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
     for row in results.rows:
         if row["speedup"] and row["group"] != "growth":
             at = row["group"], row["case"], row["dtype"], row["run"]
-            passes.setdefault(at, {})[row["variant"]] = row["median"]
+            found.setdefault(at, {})[row["variant"]] = row["median"]
+    return {
+        at: times
+        for at, times in found.items()
+        if any(v in times for v in OURS) and any(v in times for v in PEERS)
+    }
+
+
+def losses(results: Results) -> list[str]:
+    """A line for every pass in which our best form is slower than the best peer."""
     lines = []
-    for (group, case, dtype, run), times in passes.items():
-        ours = {v: t for v, t in times.items() if v in OURS}
-        peers = {v: t for v, t in times.items() if v in PEERS}
-        if not ours or not peers:
-            continue
-        best, peer = min(ours, key=ours.__getitem__), min(peers, key=peers.__getitem__)
-        if ours[best] > peers[peer]:
-            share = peers[peer] / ours[best]
+    for (group, case, dtype, run), times in passes(results).items():
+        best = min((v for v in OURS if v in times), key=times.__getitem__)
+        peer = min((v for v in PEERS if v in times), key=times.__getitem__)
+        if times[best] > times[peer]:
+            share = times[peer] / times[best]
             lines.append(f"- {group} {case}, {dtype}, {run}: {best} is {share:.2f}× {peer}")
     return lines
 
@@ -152,28 +168,61 @@ def page(results: Results) -> str:
     )
 
 
-def summary(results: Results) -> list[str]:
-    """The README's table of one machine: speed-ups over the published form, losses included."""
-    rows = last_runs(results)
-    present = [v for v in VARIANTS if any(row["variant"] == v for row in rows)]
+def summary(results: Results, wanted: Sequence[tuple[str, str, str]] = ()) -> list[str]:
+    """A table of speed-ups over the published form; only the ``wanted`` rows, if any are named."""
     cases: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
+    for row in last_runs(results):
         at = row["group"], row["case"], row["dtype"], row["run"]
         cases.setdefault(at, {})[row["variant"]] = row
+    if wanted:
+        cases = {
+            at: variants
+            for group, case, dtype in wanted
+            for at, variants in cases.items()
+            if at[0] == group and at[1].startswith(case) and at[2] == dtype
+        }
+    present = [v for v in (*PEERS[1:], *OURS) if any(v in variants for variants in cases.values())]
     body = []
     for (group, case, dtype, run), variants in cases.items():
         baseline = variants.get("published")
         if baseline is None or not baseline["speedup"]:
             continue
         precision = "" if dtype == "float32" else ", bf16"
-        name = f"{group} {case}{precision}" if group != "fusion" else f"{case}{precision}"
-        speed = [
-            f"{variants[v]['speedup']:.2f}×" if variants.get(v, {}).get("speedup") else "–"
-            for v in present
-        ]
-        body.append([name, run, number(baseline["median"], 1e3), *speed])
-    header = ["", "pass", "published, ms", *present]
-    return ["  \n".join(circumstances(results)), "", *table(body, header)]
+        speed = [ratio(variants.get(variant)) for variant in present]
+        size = " × ".join(str(baseline["size"].get(name, "")) for name in ("clips", "frames"))
+        name = f"{group} {case}{precision}"
+        body.append([name, size, run, number(baseline["median"], 1e3), *speed])
+    return table(body, ["", "B × T", "pass", "published, ms", *present])
+
+
+def ratio(row: dict[str, Any] | None) -> str:
+    """A speed-up; a dash for a variant that there is none of."""
+    if row is None or not row["speedup"]:
+        return "–"
+    return f"{row['speedup']:.2f}×" if row["speedup"] >= 0.1 else f"{row['speedup']:.1g}×"
+
+
+def in_short(results: Results) -> list[str]:
+    """The README's section of one machine: the table, how often we lose, speed of streaming."""
+    lost, all_passes = losses(results), passes(results)
+    lines = [" ".join(circumstances(results)[:2]), "", *summary(results, SHORT), ""]
+    text = (
+        f"Our best form is slower than the best peer in {len(lost)} of {len(all_passes)} passes, "
+        "[listed here](docs/performance.md)."
+    )
+    frames = [
+        row
+        for row in results.find(group="inference", dtype="float32")
+        if row["case"] == "paper, frame by frame" and row["speedup"] and row["variant"] in OURS
+    ]
+    if frames:
+        best = min(frames, key=lambda row: row["median"])
+        text += (
+            f" Frame by frame at the paper's size, {best['variant']} makes "
+            f"{number(best['frames_per_second'])} frames/s, {number(best['real_time'])} times "
+            "real time."
+        )
+    return [*lines, text]
 
 
 def replace_between(text: str, replacement: str, path: Path) -> str:
@@ -190,10 +239,11 @@ def generated(folder: Path) -> tuple[str, str]:
     runs = [read_results(path.parent) for path in sorted(folder.glob("*/results.jsonl"))]
     if not runs:
         raise ResultsError(f"{folder}: no results; run `python -m bench --out {folder}/NAME`")
-    readme = "\n\n".join("\n".join(summary(results)) for results in runs)
+    readme = "\n\n".join("\n".join(in_short(results)) for results in runs)
     parts = []
     for results in runs:
-        parts += [f"## {results.head['label']}", "", *summary(results), "", "### Where we lose", ""]
+        parts += [f"## {results.head['label']}", "", " ".join(circumstances(results)), ""]
+        parts += [*summary(results), "", "### Where we lose", ""]
         parts += [*(losses(results) or ["Nowhere in this run."]), ""]
         kind = results.head["machine"]["kind"]
         if results.find(group="growth"):
