@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from polyfusion.ops._dispatch import interpreted, resolve
+from train.base import BaseTrainer, Batch
 from train.checkpoint import (
     CHECKPOINT_FILE,
     load_encoders,
@@ -24,12 +25,12 @@ from train.config import TrainConfig, UserError
 from train.curves import write_curves
 from train.data.batches import StepSampler, make_loader, open_set
 from train.data.prepared import PreparedSet
-from train.gan import Batch, Trainer
 from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
 from train.profile import Profile, check_steps
 from train.rundir import MetricsLog, claim_directory, write_record
 from train.samples import write_comparison, write_grid
+from train.trainers import make_trainer
 
 SAMPLED_CLIPS = 4
 
@@ -49,7 +50,7 @@ def train(config: TrainConfig) -> Path:
         mirror=config.mirror, limit=config.limit,
     )  # fmt: skip
     validation = open_validation(config, root)
-    trainer = Trainer(config, device)
+    trainer = make_trainer(config, device)
     if config.encoders != "joint":
         load_encoders(trainer.model, Path(config.encoders))
         trainer.model.freeze_encoders()
@@ -165,7 +166,7 @@ def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
     return data
 
 
-def resume(trainer: Trainer, run: Path) -> int:
+def resume(trainer: BaseTrainer, run: Path) -> int:
     """Load the run's last checkpoint; return its step."""
     tensors, info = read_checkpoint(run)
     load_modules(trainer.modules, tensors, run)
@@ -173,7 +174,7 @@ def resume(trainer: Trainer, run: Path) -> int:
     return int(info["step"])
 
 
-def save(trainer: Trainer, run: Path, step: int) -> None:
+def save(trainer: BaseTrainer, run: Path, step: int) -> None:
     """Write the checkpoint of ``step``."""
     info = {"step": step, "config": trainer.config.to_dict()}
     save_checkpoint(run / CHECKPOINT_FILE, trainer.modules, trainer.optimizers, info)
@@ -201,7 +202,7 @@ def to_device(item: dict[str, Tensor], device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def generate(trainer: Trainer, data: PreparedSet, count: int) -> list[tuple[Batch, Tensor]]:
+def generate(trainer: BaseTrainer, data: PreparedSet, count: int) -> list[tuple[Batch, Tensor]]:
     """The first ``count`` clips, one by one, with what the model makes of them (fixed noise)."""
     trainer.model.eval()
     pairs = []
@@ -215,7 +216,7 @@ def generate(trainer: Trainer, data: PreparedSet, count: int) -> list[tuple[Batc
     return pairs
 
 
-def validate(trainer: Trainer, data: PreparedSet) -> dict[str, float]:
+def validate(trainer: BaseTrainer, data: PreparedSet) -> dict[str, float]:
     """Mean L1 and PSNR (whole frame and bottom half) over the validation clips."""
     rows = []
     for batch, generated in generate(trainer, data, len(data)):
@@ -233,7 +234,7 @@ def validate(trainer: Trainer, data: PreparedSet) -> dict[str, float]:
     return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
 
 
-def write_samples(trainer: Trainer, data: PreparedSet, folder: Path, name: str) -> None:
+def write_samples(trainer: BaseTrainer, data: PreparedSet, folder: Path, name: str) -> None:
     """Write the picture grid and the video of a few validation clips."""
     folder.mkdir(exist_ok=True)
     pairs = generate(trainer, data, SAMPLED_CLIPS)
@@ -247,7 +248,7 @@ def write_samples(trainer: Trainer, data: PreparedSet, folder: Path, name: str) 
 
 def announce(
     config: TrainConfig,
-    trainer: Trainer,
+    trainer: BaseTrainer,
     clips: PreparedSet,
     validation: PreparedSet,
     run: Path,
@@ -259,13 +260,15 @@ def announce(
     left_out = f", {clips.skipped} too short left out" if clips.skipped else ""
     kernels: str = config.kernels
     if kernels == "triton" and interpreted():
-        kernels = "triton (fusion and generator, interpreted; discriminators eager)"
+        kernels = "triton (interpreted; discriminators eager)"
     precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
+    ours = config.system == "polyfusion"
+    name = f"fusion {config.fusion}" if ours else "Speech2Vid"
     print(
-        f"polyfusion  {config.preset} preset, fusion {config.fusion}, kernels {kernels}, "
+        f"polyfusion  {config.preset} preset, {name}, kernels {kernels}, "
         f"{device} {precision}\n"
-        f"  model     {count / 1e6:.2f} M parameters, frames {size.height}×{size.width}, "
-        f"encoders {config.encoders}\n"
+        f"  model     {count / 1e6:.2f} M parameters, frames {size.height}×{size.width}"
+        f"{f', encoders {config.encoders}' if ours else ''}\n"
         f"  data      {clips.root}: {len(clips)} clips of {len(clips.speakers)} speakers{left_out},"
         f" {len(validation)} to validate ({config.validation_split})\n"
         f"  training  {config.steps} steps of {config.batch_size} clips × {config.frames} frames\n"
