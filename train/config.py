@@ -58,12 +58,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train the polynomial-fusion talking-face GAN.
+    """Train the polynomial-fusion talking-face GAN, or the Speech2Vid baseline.
 
     Examples:
 
       python -m train --fusion cp --kernels triton        built-in data, a few minutes on a CPU
       python -m train --data PREPARED --preset paper      the paper's sizes on a prepared set
+      python -m train --model speech2vid                  the baseline trained with L1 alone
       python -m train --resume runs/cp-1 --steps 2000     go on with a run
 
     Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
@@ -116,8 +117,8 @@ class TrainConfig:
     anneal: float = 0.0
     """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
     deblur_share: float = 0.25
-    """Share of the steps, at the end, that train speech2vid's deblurring network and nothing else
-    (the learning rate falls in each of the two stages)."""
+    """Share of the steps, at the end, that train speech2vid's deblurring network and nothing else;
+    the learning rate falls in each of the two stages."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU."""
     device: str = "auto"
@@ -167,6 +168,11 @@ class TrainConfig:
                         f"--{name} {getattr(self, name)} with --model speech2vid, which has no "
                         f"fusion and encoders of its own; leave --{name} out"
                     )
+            if self.model.sample_rate < 8000:
+                raise ValueError(
+                    f"--model.sample-rate {self.model.sample_rate} with --model speech2vid: "
+                    "expected at least 8000 Hz, its sound features reach up to 3700 Hz"
+                )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit {self.limit}: expected a positive number of clips")
         if self.frames < self.model.snippet_frames:
