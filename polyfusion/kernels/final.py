@@ -100,7 +100,8 @@ def config(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> dict[
     columns = 4 * out if kernel == "forward" else 16 * out
     tile = {"BLOCK_C": block(x.shape[1], 16, 64), "BLOCK_K": block(columns)}
     if capability(x) is None:
-        return {**tile, "BLOCK_P": block(x.numel() // max(1, x.shape[1]), 16, 16384)}
+        most = 2**20 // max(tile["BLOCK_C"], tile["BLOCK_K"])  # Triton's limit
+        return {**tile, "BLOCK_P": block(x.numel() // max(1, x.shape[1]), 16, most)}
     if uses_tensor_cores(constants):
         rows = 128 if kernel == "forward" else 64
         return {**tile, "BLOCK_P": rows, "num_warps": 4, "num_stages": 2}
