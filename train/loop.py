@@ -23,7 +23,7 @@ from train.checkpoint import (
 )
 from train.config import TrainConfig, UserError
 from train.curves import write_curves
-from train.data.batches import StepSampler, make_loader, open_set
+from train.data.batches import StepSampler, by_turns, make_loader, open_set
 from train.data.prepared import PreparedSet
 from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
@@ -156,14 +156,7 @@ def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
     """The fixed validation clips: whole, from the start, without mirroring."""
     options = {"limit": config.limit} if config.validation_split == "train" else {}
     data = open_set(root, config.validation_split, config.model, **options)
-    turns: dict[str, int] = {}
-    order = []  # every speaker's first clip, every speaker's second one, …
-    for clip in data.clips:
-        turns[clip["speaker"]] = turns.get(clip["speaker"], 0) + 1
-        order.append(turns[clip["speaker"]])
-    by_turn = sorted(range(len(order)), key=order.__getitem__)
-    data.clips = [data.clips[i] for i in by_turn[: config.validation_clips]]
-    return data
+    return by_turns(data, config.validation_clips)
 
 
 def resume(trainer: BaseTrainer, run: Path) -> int:

@@ -60,6 +60,19 @@ def open_set(root: Path, split: str, model: ModelConfig, **options) -> PreparedS
     return data
 
 
+def by_turns(data: PreparedSet, count: int) -> PreparedSet:
+    """Keep at most ``count`` clips: every speaker's first one, then every second one, …"""
+    turns: dict[str, int] = {}
+    order = []
+    for clip in data.clips:
+        turns[clip["speaker"]] = turns.get(clip["speaker"], 0) + 1
+        order.append(turns[clip["speaker"]])
+    chosen = sorted(range(len(order)), key=order.__getitem__)[:count]
+    data.clips = [data.clips[i] for i in chosen]
+    data.speakers = sorted({clip["speaker"] for clip in data.clips})
+    return data
+
+
 def make_loader(data: PreparedSet, sampler: StepSampler, workers: int, pin: bool) -> DataLoader:
     """A loader of dict(frames uint8 (B, T, 3, H, W), audio (B, T·s), index)."""
     return DataLoader(

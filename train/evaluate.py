@@ -1,0 +1,239 @@
+"""One row of the paper's Table 1: a run's model on speakers it has never seen, or any videos.
+
+    python -m train.evaluate RUN --syncnet syncnet.safetensors --embedder embedder.safetensors
+    python -m train.evaluate RUN --ground-truth                 the real clips' own row
+    python -m train.evaluate GENERATED.mp4 --real REAL.mp4      videos, or two folders of them
+
+Make the two networks with `python -m train.syncnet` and `python -m train.embedder`; without them
+their columns are dashes. The row is printed and kept as RUN/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from polyfusion.ops._dispatch import KernelsUnavailable
+from train.checkpoint import load_modules, read_checkpoint
+from train.config import CONFIG_FILE, TrainConfig, UserError, load_config
+from train.data.batches import by_turns, open_set
+from train.data.media import MediaError, read_media
+from train.data.prepared import DataError, PreparedSet, read_manifest, write_atomically
+from train.gan import Batch
+from train.loop import find_data, pick_device, to_device
+from train.metrics.identity import load_embedder
+from train.metrics.score import MetricError, check_rates
+from train.metrics.syncnet import load_ours, load_published
+from train.metrics.table import COLUMNS, Meters, Pair, Row, measure, to_json
+from train.samples import to_uint8
+from train.trainers import build_model
+
+EVALUATION_FILE = "evaluation.json"
+VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".mpg", ".webm")
+SAMPLE_RATE = 16000  # Hz, of the sound of video files
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a run's model, or videos, by the columns of the paper's Table 1."""
+
+    target: Annotated[Path, tyro.conf.Positional]
+    """A run directory; with --real a generated video or a folder of them."""
+    real: Path | None = None
+    """The real video of the generated one, or a folder with files of the same names."""
+    ground_truth: bool = False
+    """Measure the real clips themselves instead of what the model makes of their stills."""
+    data: str | None = None
+    """`synthetic` or a prepared set (default: the run's own)."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which clips; the speakers of `test` are in no other split."""
+    clips: int = 60
+    """At most so many clips, every speaker's first one before any second one."""
+    syncnet: Path | None = None
+    """Our SyncNet, of `python -m train.syncnet`, for AV offset and confidence."""
+    published_syncnet: Path | None = None
+    """The published SyncNet's state dict, `syncnet_v2.model`, instead."""
+    embedder: Path | None = None
+    """Our identity embedder, of `python -m train.embedder`, for ACD."""
+    masked: bool = False
+    """Leave out what AV sync would compare with the silence beyond a clip."""
+    out: Path | None = None
+    """JSON file to write (default: evaluation.json in the run directory; none for videos)."""
+    kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
+    """Who computes the fused operators."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Of the noise: clip i gets that of seed + i."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise UserError(f"--clips {self.clips}: expected a positive number")
+        if self.syncnet is not None and self.published_syncnet is not None:
+            raise UserError("--syncnet and --published-syncnet: give one of them")
+
+
+def evaluate(config: EvaluateConfig) -> Row:
+    """Measure, print and keep one row; UserError, DataError or MetricError for what cannot be."""
+    device = pick_device(config.device)
+    out = config.out
+    if config.real is not None:
+        if config.ground_truth:
+            raise UserError("--ground-truth and --real: give one of them")
+        pairs, what = video_pairs(config.target, config.real, device)
+        meters = load_meters(config, eyes=False, device=device)
+    else:
+        if not (config.target / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
+            raise UserError(f"{config.target}: a video needs its real one: --real REAL")
+        run, model = load_run(config.target, device, config.kernels)
+        root = Path(config.data) if config.data not in (None, "synthetic") else find_data(run)
+        data = test_clips(run, root, config.split, config.clips)
+        eyes = read_manifest(root).get("source") == "synthetic"
+        meters = load_meters(config, eyes=eyes, device=device)
+        name = "ground-truth.json" if config.ground_truth else EVALUATION_FILE
+        out = out or config.target / name
+        what = f"{len(data)} {config.split} clips of {len(data.speakers)} speakers of {root}"
+        pairs = clip_pairs(None if config.ground_truth else model, data, device, config.seed)
+    row = measure(pairs, meters)
+    show(row, meters, what)
+    if out is not None:
+        record = {
+            "row": to_json(row),
+            "networks": meters.titles(),
+            "of": what,
+            "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        }
+        try:
+            write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    return row
+
+
+def load_run(
+    run: Path, device: torch.device, kernels: str = "auto"
+) -> tuple[TrainConfig, nn.Module]:
+    """The configuration and the trained model of a run directory, in evaluation mode."""
+    config = dataclasses.replace(load_config(run), kernels=kernels)  # type: ignore[arg-type]
+    tensors, _ = read_checkpoint(run)
+    model = build_model(config)
+    model_only = {key: value for key, value in tensors.items() if key.startswith("model.")}
+    load_modules({"model": model}, model_only, run)
+    return config, model.to(device).eval().requires_grad_(False)
+
+
+def test_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
+    """Whole clips at the model's size, at most ``count``, spread over the speakers."""
+    return by_turns(open_set(root, split, config.model), count)
+
+
+@torch.no_grad()
+def animate(model: nn.Module, batch: Batch, seed: int) -> Tensor:
+    """(T, 3, H, W) uint8: what a model makes of the still and the sound of one clip."""
+    noise = torch.Generator().manual_seed(seed)
+    frames = model(batch.still, batch.audio, noise)[0]
+    return torch.from_numpy(to_uint8(frames)).to(frames.device)
+
+
+def clip_pairs(
+    model: nn.Module | None, data: PreparedSet, device: torch.device, seed: int
+) -> Iterator[Pair]:
+    """Every clip with what the model makes of it, or with itself if there is no model."""
+    for index in tqdm(range(len(data)), unit="clip", dynamic_ncols=True, leave=False):
+        item = data[index]
+        real = item["frames"].to(device)
+        made = real
+        if model is not None:
+            batch = to_device({k: v[None] for k, v in item.items() if k != "index"}, device)
+            made = animate(model, batch, seed + index)
+        clip = data.clips[index]
+        yield Pair(
+            made, real[: len(made)], item["audio"].numpy(), data.fps, data.sample_rate,
+            f"{clip['speaker']}/{clip['name']}",
+        )  # fmt: skip
+
+
+def video_pairs(made: Path, real: Path, device: torch.device) -> tuple[Iterator[Pair], str]:
+    """Pairs of video files, from two files or from the equally named ones of two folders."""
+    if made.is_dir() != real.is_dir():
+        raise UserError(f"{made} and --real {real}: expected two files or two folders")
+    files = [(made, real)]
+    if made.is_dir():
+        names = sorted(p.name for p in made.iterdir() if p.suffix.lower() in VIDEOS)
+        if not names:
+            raise UserError(f"{made}: no videos there ({', '.join(VIDEOS)})")
+        files = [(made / name, real / name) for name in names]
+
+    def read() -> Iterator[Pair]:
+        for first, second in tqdm(files, unit="video", dynamic_ncols=True, leave=False):
+            frames, fps, audio = read_media(first, SAMPLE_RATE)
+            true_frames, true_fps, _ = read_media(second, SAMPLE_RATE)
+            try:
+                check_rates([fps, true_fps])
+            except MetricError as error:
+                raise MetricError(f"{first}: {error}") from None
+            pictures, truth = (
+                torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device)
+                for x in (frames, true_frames)
+            )
+            yield Pair(pictures, truth, audio, fps, SAMPLE_RATE, str(first))
+
+    return read(), f"{len(files)} {'videos' if len(files) > 1 else 'video'} of {made}"
+
+
+def load_meters(config: EvaluateConfig, *, eyes: bool, device: torch.device) -> Meters:
+    """The measuring networks that were asked for."""
+    embedder = load_embedder(config.embedder, device) if config.embedder else None
+    syncnet: Any = None
+    if config.syncnet is not None:
+        syncnet = load_ours(config.syncnet, device)
+    elif config.published_syncnet is not None:
+        syncnet = load_published(config.published_syncnet, device)
+    return Meters(embedder, syncnet, eyes, config.masked)
+
+
+def show(row: Row, meters: Meters, what: str) -> None:
+    """Print a row, a metric a line, with the reason of every dash."""
+    print(what)
+    titles = meters.titles()
+    for column in COLUMNS:
+        score = row[column.key]
+        value = "-" if score.value is None else format(score.value, column.form)
+        title = titles.get(column.meter) if score.value is not None else None
+        notes = "; ".join(note for note in (title, score.reason) if note)
+        print(f"  {column.title:<10} {value:>9}  {notes}".rstrip())
+
+
+def main() -> int:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        evaluate(
+            tyro.cli(
+                EvaluateConfig,
+                prog="python -m train.evaluate",
+                description=inspect.cleandoc(__doc__ or ""),
+            )
+        )
+    except (UserError, DataError, MetricError, MediaError, KernelsUnavailable) as error:
+        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
