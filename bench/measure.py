@@ -268,7 +268,11 @@ def interleave(
         synchronise(device)
         return time.perf_counter() - start
 
-    trial = {name: max(time_once(name), 1e-6) for name in names}
+    def try_out(name: str) -> float:
+        first = time_once(name)
+        return max(1e-6, first if first * ROUNDS[0] > seconds else min(first, time_once(name)))
+
+    trial = {name: try_out(name) for name in names}
     rounds = {name: max(ROUNDS[0], min(ROUNDS[1], int(seconds / trial[name]))) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     for name in names:

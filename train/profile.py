@@ -7,6 +7,7 @@ RUN/trace.json.gz opens in chrome://tracing or Perfetto. Training then goes on a
 
 import contextlib
 import json
+import os
 import platform
 import time
 from collections import defaultdict
@@ -35,6 +36,7 @@ class Profile:
     """Phases of a profiled run; use :meth:`step` around a step and :meth:`section` in it."""
 
     def __init__(self, trainer: BaseTrainer, run: Path, steps: int):
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the tracer's start and stop
         self.trainer, self.run = trainer, run
         self.count = min(MOST, (steps - 1 - min(WARM, steps - 4)) // 2)
         self.warm = min(WARM, steps - 2 - 2 * self.count)
