@@ -17,7 +17,7 @@ CONFIG_FILE = "config.json"
 #: What may differ between a run and its resumption; everything else is what the run is.
 RESUMABLE = {
     "steps", "kernels", "out", "workers", "log_every", "sample_every", "checkpoint_every",
-    "validate_every", "resume", "profile",
+    "validate_every", "patience", "resume", "profile",
 }  # fmt: skip
 
 #: Flags that are not called like their field.
@@ -135,6 +135,8 @@ class TrainConfig:
     """Steps between validations."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better PSNR; 0: never."""
     validation_clips: int = 16
     """Clips of the validation, the same at every validation and with the same noise."""
     validation_split: Literal["train", "val", "test"] = "val"
@@ -153,8 +155,9 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
-        if self.workers < 0:
-            raise ValueError(f"--workers {self.workers}: expected 0 or more")
+        for name in ("workers", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected 0 or more")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if not 0 <= self.deblur_share < 1:
@@ -244,7 +247,7 @@ def default_preset() -> str:
     return "paper" if torch.cuda.is_available() else "demo"
 
 
-def _option(args: list[str], name: str) -> str | None:
+def option(args: list[str], name: str) -> str | None:
     """The value of ``--name value`` or ``--name=value`` in ``args``."""
     for i, arg in enumerate(args):
         if arg == name and i + 1 < len(args):
@@ -260,8 +263,8 @@ def parse(args: list[str] | None = None) -> TrainConfig:
     Raises :class:`UserError` for values that make no sense, and exits (code 2) on usage errors.
     """
     args = sys.argv[1:] if args is None else args
-    resume = _option(args, "--resume")
-    preset = _option(args, "--preset")
+    resume = option(args, "--resume")
+    preset = option(args, "--preset")
     if resume is not None:
         default = load_config(Path(resume))
         if preset not in (None, default.preset):

@@ -88,7 +88,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> Row:
     """Measure, print and keep one row; UserError, DataError or MetricError for what cannot be."""
     device = pick_device(config.device)
-    out = config.out
+    out, norm = config.out, None
     if config.real is not None:
         if config.ground_truth:
             raise UserError("--ground-truth and --real: give one of them")
@@ -105,12 +105,16 @@ def evaluate(config: EvaluateConfig) -> Row:
         name = "ground-truth.json" if config.ground_truth else EVALUATION_FILE
         out = out or config.target / name
         what = f"{len(data)} {config.split} clips of {len(data.speakers)} speakers of {root}"
+        fusion: Any = getattr(model, "fusion", None)
+        if fusion is not None and list(fusion.parameters()) and not config.ground_truth:
+            norm = float(fusion.frobenius_penalty())
         pairs = clip_pairs(None if config.ground_truth else model, data, device, config.seed)
     row = measure(pairs, meters)
     show(row, meters, what)
     if out is not None:
         record = {
             "row": to_json(row),
+            "fusion_norm": norm,
             "networks": meters.titles(),
             "of": what,
             "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
@@ -153,14 +157,14 @@ def clip_pairs(
     """Every clip with what the model makes of it, or with itself if there is no model."""
     for index in tqdm(range(len(data)), unit="clip", dynamic_ncols=True, leave=False):
         item = data[index]
-        real = item["frames"].to(device)
-        made = real
+        made = real = item["frames"].to(device)
         if model is not None:
             batch = to_device({k: v[None] for k, v in item.items() if k != "index"}, device)
             made = animate(model, batch, seed + index)
+            real = real[: len(made)]
         clip = data.clips[index]
         yield Pair(
-            made, real[: len(made)], item["audio"].numpy(), data.fps, data.sample_rate,
+            made, real, item["audio"].numpy(), data.fps, data.sample_rate,
             f"{clip['speaker']}/{clip['name']}",
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ from train.data.prepared import PreparedSet
 from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
 from train.profile import Profile, check_steps
-from train.rundir import MetricsLog, claim_directory, write_record
+from train.rundir import MetricsLog, claim_directory, stalled, write_record
 from train.samples import write_comparison, write_grid
 from train.trainers import make_trainer
 
@@ -60,6 +60,11 @@ def train(config: TrainConfig) -> Path:
         raise UserError(
             f"{config.resume}: already at step {start} of {config.steps}; "
             f"go further with --steps {2 * start}"
+        )
+    if start and stalled(config.resume, config.patience):  # type: ignore[arg-type]
+        raise UserError(
+            f"{config.resume}: stopped at step {start}, after {config.patience} validations "
+            "without a better PSNR; go on with --patience 0"
         )
 
     if config.profile:
@@ -103,12 +108,15 @@ def train(config: TrainConfig) -> Path:
                         bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
             if step % config.validate_every == 0 or last:
                 log.write(step, validate(trainer, validation))
+                last = last or stalled(run, config.patience)
             if step % config.sample_every == 0 or last:
                 write_samples(trainer, validation, run / "samples", f"step_{step:06d}")
             if step % config.checkpoint_every == 0 or last:
                 check_finite(finite, terms, step, saved, run)
                 save(trainer, run, step)
                 saved = step
+            if last:
+                break
     except KeyboardInterrupt:
         bar.close()
         sys.exit(f"stopped at step {step}; go on with: python -m train --resume {run}")
@@ -116,9 +124,10 @@ def train(config: TrainConfig) -> Path:
         bar.close()
         log.close()
     curves = write_curves(run)
-    print(f"\ndone: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
-    print(f"  pictures    {run / 'samples'}/step_{config.steps:06d}.png")
-    print(f"  video       {run / 'samples'}/step_{config.steps:06d}.mp4")
+    early = f" at step {step} of {config.steps}, no better PSNR" if step < config.steps else ""
+    print(f"\ndone{early}: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
+    print(f"  pictures    {run / 'samples'}/step_{step:06d}.png")
+    print(f"  video       {run / 'samples'}/step_{step:06d}.mp4")
     print(f"  curves      {curves}")
     return run
 

@@ -109,3 +109,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def stalled(run: Path, patience: int) -> bool:
+    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before."""
+    found = [line["val/psnr"] for line in read_metrics(run) if "val/psnr" in line]
+    return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])
