@@ -92,7 +92,9 @@ def evaluate(config: EvaluateConfig) -> Row:
     if config.real is not None:
         if config.ground_truth:
             raise UserError("--ground-truth and --real: give one of them")
-        pairs, what = video_pairs(config.target, config.real, device)
+        files = video_files(config.target, config.real)
+        pairs, count = video_pairs(files, device), len(files)
+        what = f"{count} {'videos' if count > 1 else 'video'} of {config.target}"
         meters = load_meters(config, eyes=False, device=device)
     else:
         if not (config.target / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
@@ -108,8 +110,10 @@ def evaluate(config: EvaluateConfig) -> Row:
         fusion: Any = getattr(model, "fusion", None)
         if fusion is not None and list(fusion.parameters()) and not config.ground_truth:
             norm = float(fusion.frobenius_penalty())
+        count = len(data)
         pairs = clip_pairs(None if config.ground_truth else model, data, device, config.seed)
-    row = measure(pairs, meters)
+    with tqdm(pairs, total=count, unit="clip", dynamic_ncols=True, leave=False) as bar:
+        row = measure(bar, meters)
     show(row, meters, what)
     if out is not None:
         record = {
@@ -169,32 +173,32 @@ def clip_pairs(
         )  # fmt: skip
 
 
-def video_pairs(made: Path, real: Path, device: torch.device) -> tuple[Iterator[Pair], str]:
-    """Pairs of video files, from two files or from the equally named ones of two folders."""
+def video_files(made: Path, real: Path) -> list[tuple[Path, Path]]:
+    """The generated and real files to compare: two files, or those of equal names in folders."""
     if made.is_dir() != real.is_dir():
         raise UserError(f"{made} and --real {real}: expected two files or two folders")
-    files = [(made, real)]
-    if made.is_dir():
-        names = sorted(p.name for p in made.iterdir() if p.suffix.lower() in VIDEOS)
-        if not names:
-            raise UserError(f"{made}: no videos there ({', '.join(VIDEOS)})")
-        files = [(made / name, real / name) for name in names]
+    if not made.is_dir():
+        return [(made, real)]
+    names = sorted(p.name for p in made.iterdir() if p.suffix.lower() in VIDEOS)
+    if not names:
+        raise UserError(f"{made}: no videos there ({', '.join(VIDEOS)})")
+    return [(made / name, real / name) for name in names]
 
-    def read() -> Iterator[Pair]:
-        for first, second in tqdm(files, unit="video", dynamic_ncols=True, leave=False):
-            frames, fps, audio = read_media(first, SAMPLE_RATE)
-            true_frames, true_fps, _ = read_media(second, SAMPLE_RATE)
-            try:
-                check_rates([fps, true_fps])
-            except MetricError as error:
-                raise MetricError(f"{first}: {error}") from None
-            pictures, truth = (
-                torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device)
-                for x in (frames, true_frames)
-            )
-            yield Pair(pictures, truth, audio, fps, SAMPLE_RATE, str(first))
 
-    return read(), f"{len(files)} {'videos' if len(files) > 1 else 'video'} of {made}"
+def video_pairs(files: list[tuple[Path, Path]], device: torch.device) -> Iterator[Pair]:
+    """Generated videos with the real ones; the sound is the generated one's."""
+    for made, real in files:
+        frames, fps, audio = read_media(made, SAMPLE_RATE)
+        true_frames, true_fps, _ = read_media(real, SAMPLE_RATE)
+        try:
+            check_rates([fps, true_fps])
+        except MetricError as error:
+            raise MetricError(f"{made}: {error}") from None
+        pictures, truth = (
+            torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device)
+            for x in (frames, true_frames)
+        )
+        yield Pair(pictures, truth, audio, fps, SAMPLE_RATE, str(made))
 
 
 def load_meters(config: EvaluateConfig, *, eyes: bool, device: torch.device) -> Meters:
