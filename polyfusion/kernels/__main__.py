@@ -9,14 +9,15 @@ import sys
 
 import triton
 
-from polyfusion.kernels.compile import SHARED_LIMIT, compile_shipped
+from polyfusion.kernels.compile import COLUMNS, compile_shipped
 
 
 def main(prefixes: tuple[str, ...]) -> None:
     if triton.knobs.runtime.interpret:
         raise SystemExit("Triton interprets its kernels here: set TRITON_INTERPRET=0")
-    kernels = {capability: compile_shipped(capability, prefixes) for capability in SHARED_LIMIT}
-    print(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1))
+    rows = ",\n".join(json.dumps(row) for row in compile_shipped(prefixes))
+    about = json.dumps({"triton": triton.__version__, "columns": COLUMNS})
+    print(f'{about[:-1]}, "kernels": [\n{rows}\n]}}')
 
 
 if __name__ == "__main__":

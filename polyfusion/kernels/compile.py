@@ -2,10 +2,12 @@
 
 A kernel module names calls of its launchers with :func:`shipped`. :func:`compile_shipped` makes
 those calls with every launch replaced by a compilation, so what is compiled is exactly what would
-run: same configuration, same specialisation. Needs ``TRITON_INTERPRET=0`` before Triton's import.
-``python -m polyfusion.kernels`` prints the table.
+run: every configuration to choose from, same specialisation. Needs ``TRITON_INTERPRET=0`` before
+Triton's import. ``python -m polyfusion.kernels`` prints the table.
 """
 
+import contextlib
+import functools
 import importlib
 import pkgutil
 import re
@@ -15,26 +17,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from polyfusion.kernels import common
+from polyfusion.kernels import common, tune
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per program
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
-SHIPPED: dict[str, Callable[[], Any]] = {}
+COLUMNS = ("registers", "stack", "shared", "instruction")
+SHIPPED: dict[str, tuple[Callable[[], Any], bool]] = {}
 
 
-def shipped(name: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Register a function that calls launchers, on CPU tensors of a size that people use."""
+def shipped(name: str, call: Callable[[], Any], *, every: bool = True) -> None:
+    """Register a function that calls launchers, on CPU tensors of a size that people use.
 
-    def register(call: Callable[[], Any]) -> Callable[[], Any]:
-        SHIPPED[name] = call
-        return call
+    ``every``: compile every configuration to choose from, not just the first. float16 compiles as
+    bfloat16 does, so the first tells enough.
+    """
+    SHIPPED[name] = call, every
 
-    return register
+
+def with_tf32(call: Callable[[], Any]) -> None:
+    """Call with float32 products in TensorFloat-32."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        call()
+    finally:
+        matmul.fp32_precision = before
 
 
 class _Target:
@@ -53,40 +66,54 @@ class _Target:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def compile_shipped(capability: int, prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Compile the launches of the shipped calls whose names begin so, for one capability.
+def compile_shipped(prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Compile the launches of the shipped calls whose names begin so, for every capability.
 
-    Returns one row per distinct kernel: call, kernel, config, registers per thread, bytes of stack
-    (where spills go) and of shared memory, and the instruction of its matrix products: "fma" if
-    they do not use tensor cores, "none" if there are none.
+    Returns one row per distinct kernel: call, kernel, config, and per capability what the
+    :data:`COLUMNS` say: registers per thread, bytes of stack (where spills go) and of shared
+    memory, and the instruction of its matrix products: "fma" if they do not use tensor cores,
+    "none" if there are none.
     """
     for module in pkgutil.iter_modules(importlib.import_module("polyfusion.kernels").__path__):
         if module.name != "__main__":
             importlib.import_module(f"polyfusion.kernels.{module.name}")
     rows: list[dict[str, Any]] = []
+    for name in sorted(SHIPPED):
+        if name.startswith(prefixes or ("",)):
+            launches = {capability: _compile(name, capability) for capability in SHARED_LIMIT}
+            for same in zip(*launches.values(), strict=True):
+                kernel, config, _ = same[0]
+                row = {"call": name, "kernel": kernel, "config": config}
+                row |= {str(c): found for c, (*_, found) in zip(launches, same, strict=True)}
+                if row not in rows:
+                    rows.append(row)
+    return rows
+
+
+def _compile(name: str, capability: int) -> list[tuple[str, dict[str, int], list[Any]]]:
+    """(kernel, config, columns) of each of a shipped call's launches."""
+    call, every = SHIPPED[name]
+    launches: list[tuple[str, dict[str, int], list[Any]]] = []
     run = JITFunction.run
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         config = {k: v for k, v in kwargs.items() if k.startswith(("BLOCK_", "num_"))}
-        row = {"call": name, "kernel": self.__name__, "config": config, **_describe(kernel)}
-        if row not in rows:
-            rows.append(row)
+        launches.append((self.__name__, config, _describe(kernel)))
         return kernel
 
     driver.set_active(_Target(capability))
     JITFunction.run = compile_only
     try:
-        with common.pretend(capability):
-            for name in sorted(SHIPPED):
-                if name.startswith(prefixes or ("",)):
-                    SHIPPED[name]()
+        with common.pretend(capability), tune.sweep() if every else contextlib.nullcontext():
+            call()
     finally:
         JITFunction.run = run
-    return rows
+    return launches
 
 
-def _describe(kernel: Any) -> dict[str, Any]:
+@functools.cache
+def _describe(kernel: Any) -> list[Any]:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -99,9 +126,5 @@ def _describe(kernel: Any) -> dict[str, Any]:
     instruction = "none"
     if "tt.dot" in kernel.asm["ttir"]:
         instruction = next((x for x in INSTRUCTIONS if x in kernel.asm["ptx"]), "fma")
-    return {
-        "registers": int(found["REG"]),
-        "stack": int(found["STACK"]) + int(found["LOCAL"]),
-        "shared": kernel.metadata.shared,
-        "instruction": instruction,
-    }
+    spilled = int(found["STACK"]) + int(found["LOCAL"])
+    return [int(found["REG"]), spilled, kernel.metadata.shared, instruction]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
 from polyfusion.kernels.norm import merge
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -144,11 +145,30 @@ def config(
         return {
             "BLOCK_N": side, "BLOCK_O": side, "BLOCK_I": side, "num_warps": 4, "num_stages": 2
         }  # fmt: skip
+    deep = 64 if constants["PRECISION"] == "ieee" else 32  # float32 takes twice the shared memory
     if kernel == "weight_grad":
-        tile = {"BLOCK_N": 64, "BLOCK_O": block(out_channels, 64, 128)}
+        tile = {"BLOCK_N": deep, "BLOCK_O": block(out_channels, 64, 128)}
         return {**tile, "BLOCK_I": block(in_channels, 64, 128), "num_warps": 8, "num_stages": 3}
     tile = {"BLOCK_N": block(frames, 64, 128), "BLOCK_O": block(out_channels, 64, 128)}
-    return {**tile, "BLOCK_I": 64, "num_warps": 8, "num_stages": 3}
+    return {**tile, "BLOCK_I": deep, "num_warps": 8, "num_stages": 3}
+
+
+def options(
+    kernel: str,
+    x: Tensor,
+    in_channels: int,
+    out_channels: int,
+    size: int,
+    stride: int,
+    constants: dict[str, Any],
+) -> Options:
+    """What to choose from for ``"conv"``, ``"conv_transpose"`` or ``"weight_grad"``."""
+    grad = kernel == "weight_grad"
+    tile = config("weight_grad" if grad else "conv", x, in_channels, out_channels, constants)
+    cores = [{"BLOCK_I": 64, "num_warps": 4} if grad else {"BLOCK_N": 64, "num_warps": 4}]
+    plain = [{"BLOCK_O": 64, "BLOCK_I" if grad else "BLOCK_N": 64, "num_warps": 8}]
+    sizes = (x.shape[0], *x.shape[2:], in_channels, out_channels, size, stride)
+    return Options(kernel, sizes, vary(tile, x, constants, cores, plain))
 
 
 def conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -174,21 +194,27 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
     x, grad = _rows(x), _rows(grad)
     (frames, in_channels, in_h, in_w), (_, out_channels, out_h, out_w) = x.shape, grad.shape
     constants = arithmetic(x)
-    tile = config("weight_grad", x, in_channels, out_channels, constants)
-    tiles = triton.cdiv(in_channels, tile["BLOCK_I"]) * triton.cdiv(out_channels, tile["BLOCK_O"])
-    parts = 1
-    if capability(x) is not None:  # enough programs for a large GPU
-        parts = max(1, min(out_h * out_w, 512 // max(1, tiles * kernel * kernel)))
-    total = x.dtype if parts == 1 else torch.promote_types(x.dtype, torch.float32)
-    result = x.new_empty(parts, out_channels, kernel, kernel, in_channels, dtype=total)
-    launch(
-        _weight_grad_kernel, (tiles, kernel * kernel, parts),
-        x, grad, result, frames, in_h, in_w, out_h, out_w,
-        IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding,
-        **constants, **tile,
-    )  # fmt: skip
-    result = result[0] if parts == 1 else result.sum(0).to(x.dtype)
-    return result.permute(0, 3, 1, 2)
+
+    def run(tile: Tile) -> Tensor:
+        across = triton.cdiv(in_channels, tile["BLOCK_I"])
+        down = triton.cdiv(out_channels, tile["BLOCK_O"])
+        parts = 1
+        if capability(x) is not None:  # enough programs for a large GPU
+            programs = max(1, across * down * kernel * kernel)
+            parts = max(1, min(out_h * out_w, 512 // programs))
+        total = x.dtype if parts == 1 else torch.promote_types(x.dtype, torch.float32)
+        result = x.new_empty(parts, out_channels, kernel, kernel, in_channels, dtype=total)
+        launch(
+            _weight_grad_kernel, (across * down, kernel * kernel, parts),
+            x, grad, result, frames, in_h, in_w, out_h, out_w,
+            IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding,
+            **constants, **tile,
+        )  # fmt: skip
+        result = result[0] if parts == 1 else result.sum(0).to(x.dtype)
+        return result.permute(0, 3, 1, 2)
+
+    choice = options("weight_grad", x, in_channels, out_channels, kernel, stride, constants)
+    return tuned(choice, x, constants, run)
 
 
 def _convolve(
@@ -212,22 +238,27 @@ def _convolve(
         out_stride, in_stride, *taps = weight.stride()
         out_channels = weight.shape[0]
     constants = arithmetic(x)
-    tile = config("conv", x, in_channels, out_channels, constants)
-    result = x.new_empty(frames, out_h, out_w, out_channels).permute(0, 3, 1, 2)
-    rows = out_h * out_w * triton.cdiv(frames, tile["BLOCK_N"])
     total = {"dtype": torch.float64 if x.dtype == torch.float64 else torch.float32}
-    parts = rows if statistics else 0
-    counts = x.new_empty(parts, **total)
-    means, squares = (x.new_empty(parts, out_channels, **total) for _ in range(2))
-    launch(
-        _conv_kernel, (triton.cdiv(out_channels, tile["BLOCK_O"]) * rows,),
-        x, weight, x if s is None else s, result, counts, means, squares,
-        frames, max(1, frames // (1 if s is None else max(1, s.shape[0]))),
-        in_h, in_w, out_h, out_w, in_stride, out_stride, *taps,
-        IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding, UP=up,
-        STATISTICS=statistics, SKIP=s is not None, **constants, **tile,
-    )  # fmt: skip
-    return result, counts, means, squares
+
+    def run(tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        result = x.new_empty(frames, out_h, out_w, out_channels).permute(0, 3, 1, 2)
+        rows = out_h * out_w * triton.cdiv(frames, tile["BLOCK_N"])
+        parts = rows if statistics else 0
+        counts = x.new_empty(parts, **total)
+        means, squares = (x.new_empty(parts, out_channels, **total) for _ in range(2))
+        launch(
+            _conv_kernel, (triton.cdiv(out_channels, tile["BLOCK_O"]) * rows,),
+            x, weight, x if s is None else s, result, counts, means, squares,
+            frames, max(1, frames // (1 if s is None else max(1, s.shape[0]))),
+            in_h, in_w, out_h, out_w, in_stride, out_stride, *taps,
+            IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding, UP=up,
+            STATISTICS=statistics, SKIP=s is not None, **constants, **tile,
+        )  # fmt: skip
+        return result, counts, means, squares
+
+    name = "conv_transpose" if up else "conv"
+    choice = options(name, x, in_channels, out_channels, kernel, stride, constants)
+    return tuned(choice, x, constants, run)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -109,21 +110,32 @@ def config(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> dict[
     return {**tile, "BLOCK_P": 32, "num_warps": 4, "num_stages": 1}
 
 
+def options(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> Options:
+    """What to choose from for the ``"forward"`` or the ``"backward"`` kernel."""
+    cores = [{"BLOCK_P": 256 if kernel == "forward" else 128, "num_warps": 8}]
+    plain = [{"BLOCK_P": 64}] if kernel == "forward" else [{"num_warps": 8}]
+    tiles = vary(config(kernel, x, out, constants), x, constants, cores, plain)
+    return Options(f"final {kernel}", (*x.shape, out), tiles)
+
+
 def final_forward(x: Tensor, weight: Tensor) -> Tensor:
     """tanh of the transposed convolution of x (N, C, H, W) by weight (C, out, 4, 4)."""
     x = x.contiguous(memory_format=torch.channels_last)
     n, channels, height, width = x.shape
     out = weight.shape[1]
     result = _channels_last(x, n, out, 2 * height, 2 * width)
-    constants = arithmetic(x)
-    tile = config("forward", x, out, constants)
+    constants, weight = arithmetic(x), weight.contiguous()
     rows = n * height * width
-    launch(
-        _forward_kernel, (triton.cdiv(rows, tile["BLOCK_P"]),),
-        x, weight.contiguous(), result, rows, height, width,
-        CHANNELS=channels, OUT=out, **constants, **tile,
-    )  # fmt: skip
-    return result
+
+    def run(tile: Tile) -> Tensor:
+        launch(
+            _forward_kernel, (triton.cdiv(rows, tile["BLOCK_P"]),),
+            x, weight, result, rows, height, width,
+            CHANNELS=channels, OUT=out, **constants, **tile,
+        )  # fmt: skip
+        return result
+
+    return tuned(options("forward", x, out, constants), x, constants, run)
 
 
 def final_backward(
@@ -133,19 +145,22 @@ def final_backward(
     grad, result, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, result, x))
     n, channels, height, width = x.shape
     out, rows = weight.shape[1], n * height * width
-    constants = arithmetic(x)
-    tile = config("backward", x, out, constants)
-    across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
-    programs = min(triton.cdiv(rows, tile["BLOCK_P"]), max(1, 512 // across))
+    constants, weight = arithmetic(x), weight.contiguous()
     dx = torch.empty_like(x)
     total = torch.float64 if x.dtype == torch.float64 else torch.float32
-    parts = x.new_empty(programs, *weight.shape, dtype=total)
-    launch(
-        _backward_kernel, (programs, across if channels else 0),
-        grad, result, x, weight.contiguous(), dx, parts, rows, height, width,
-        CHANNELS=channels, OUT=out, **constants, **tile,
-    )  # fmt: skip
-    return dx, parts.sum(0).to(weight.dtype)
+
+    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+        across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
+        programs = min(triton.cdiv(rows, tile["BLOCK_P"]), max(1, 512 // across))
+        parts = x.new_empty(programs, *weight.shape, dtype=total)
+        launch(
+            _backward_kernel, (programs, across if channels else 0),
+            grad, result, x, weight, dx, parts, rows, height, width,
+            CHANNELS=channels, OUT=out, **constants, **tile,
+        )  # fmt: skip
+        return dx, parts.sum(0).to(weight.dtype)
+
+    return tuned(options("backward", x, out, constants), x, constants, run)
 
 
 def _channels_last(x: Tensor, n: int, c: int, h: int, w: int) -> Tensor:

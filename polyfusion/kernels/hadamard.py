@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.common import (
+    Rows,
     arithmetic,
     block,
     capability,
@@ -29,6 +30,7 @@ from polyfusion.kernels.common import (
     uses_tensor_cores,
 )
 from polyfusion.kernels.matmul import Product, multiply
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -293,6 +295,23 @@ def config(
     return {**tile, "num_warps": 4, "num_stages": 3}
 
 
+def options(
+    kernel: str,
+    form: str,
+    views: Sequence[Tensor],
+    rank: int,
+    outputs: int,
+    constants: dict[str, Any],
+) -> Options:
+    """What to choose from for the ``"forward"`` or the ``"backward"`` kernel of a form."""
+    tile = config(kernel, views, rank, outputs, constants)
+    # Fewer tiles of outputs project the views less often; smaller chunks of the rank occupy more.
+    change = [{"BLOCK_M": 128} if kernel == "forward" else {"BLOCK_K": 16}]
+    tiles = vary(tile, views[0], constants, cores=change, plain=change)
+    sizes = (size for view in views for size in view.shape)
+    return Options(f"{form} {kernel}", (*sizes, rank, outputs), tiles)
+
+
 def hadamard_forward(
     form: str,
     views: Sequence[Tensor],
@@ -307,22 +326,24 @@ def hadamard_forward(
     out, (outputs, rank) = out.contiguous(), out.shape
     extra = 0 if noise is None else noise.shape[-1]
     constants = arithmetic(out)
-    tile = config("forward", views, rank, outputs, constants)
-    layout = lay_out(views, tile["BLOCK_T"])
-    result = out.new_empty((*layout.leading, outputs + extra))
-    tiles = layout.clips * triton.cdiv(layout.frames, tile["BLOCK_T"])
-    launch(
-        _forward_kernel,
-        (tiles if result.numel() else 0, max(1, triton.cdiv(outputs, tile["BLOCK_M"]))),
-        views, linear or rows, rows, out,
-        out if bias is None else bias.contiguous(),
-        out if noise is None else noise.contiguous(),
-        result, layout.frames, layout.count,
-        RANK=rank, OUTPUTS=outputs, NOISE=extra, FORM=form,
-        SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
-        BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
-    )  # fmt: skip
-    return result
+    bias = out if bias is None else bias.contiguous()
+    noise = out if noise is None else noise.contiguous()
+
+    def run(tile: Tile) -> Tensor:
+        layout = lay_out(views, tile["BLOCK_T"])
+        result = out.new_empty((*layout.leading, outputs + extra))
+        tiles = layout.clips * triton.cdiv(layout.frames, tile["BLOCK_T"])
+        launch(
+            _forward_kernel,
+            (tiles if result.numel() else 0, max(1, triton.cdiv(outputs, tile["BLOCK_M"]))),
+            views, linear or rows, rows, out, bias, noise, result, layout.frames, layout.count,
+            RANK=rank, OUTPUTS=outputs, NOISE=extra, FORM=form,
+            SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
+            BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+        )  # fmt: skip
+        return result
+
+    return tuned(options("forward", form, views, rank, outputs, constants), out, constants, run)
 
 
 def hadamard_backward(
@@ -341,25 +362,30 @@ def hadamard_backward(
     views, linear, rows = dense(views), dense(linear), dense(rows)
     grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
     constants = arithmetic(out)
-    tile = config("backward", views, rank, outputs, constants)
-    layout = lay_out(views, tile["BLOCK_T"])
     flat = [view.reshape(-1, view.shape[-1]) for view in views]
+
+    def run(tile: Tile) -> tuple[Rows, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+        layout = lay_out(views, tile["BLOCK_T"])
+        hidden = out.new_empty(layout.count, rank)
+        grad_rows = tuple(out.new_empty(view.shape[0], rank) for view in flat)
+        every_frame, every_clip = hidden, hidden
+        if form == "cmf":
+            every_frame, every_clip = torch.empty_like(hidden), out.new_empty(layout.clips, rank)
+        launch(
+            _backward_kernel,
+            (layout.clips if rank else 0, triton.cdiv(rank, tile["BLOCK_K"])),
+            views, linear or rows, rows, out, grad, grad_rows, every_frame, every_clip, hidden,
+            layout.frames, layout.count, grad.shape[-1],
+            RANK=rank, OUTPUTS=outputs, FORM=form,
+            SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
+            **constants, **tile,
+        )  # fmt: skip
+        return layout, hidden, grad_rows, every_frame, every_clip
+
+    layout, hidden, grad_rows, every_frame, every_clip = tuned(
+        options("backward", form, views, rank, outputs, constants), out, constants, run
+    )
     grad_flat = grad.reshape(layout.count, grad.shape[-1])
-
-    hidden = out.new_empty(layout.count, rank)
-    grad_rows = tuple(out.new_empty(view.shape[0], rank) for view in flat)
-    every_frame, every_clip = hidden, hidden
-    if form == "cmf":
-        every_frame, every_clip = torch.empty_like(hidden), out.new_empty(layout.clips, rank)
-    launch(
-        _backward_kernel,
-        (layout.clips if rank else 0, triton.cdiv(rank, tile["BLOCK_K"])),
-        views, linear or rows, rows, out, grad, grad_rows, every_frame, every_clip, hidden,
-        layout.frames, layout.count, grad.shape[-1],
-        RANK=rank, OUTPUTS=outputs, FORM=form,
-        SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed, **constants, **tile,
-    )  # fmt: skip
-
     operands = [*views, *linear, *rows, out, *([] if form == "cp" else [out[:, 0]])]
     grads = [
         torch.empty_like(x) if need else x.new_empty(0)

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,14 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
     return {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 2}
 
 
+def options(products: Sequence[Product], constants: dict[str, Any]) -> Options:
+    """What to choose from for these products."""
+    change = [{"BLOCK_M": 64, "BLOCK_N": 64}]
+    tiles = vary(config(products, constants), products[0].out, constants, change, change)
+    sizes = (size for p in products for size in (*p.out.shape, p.a.shape[-1]))
+    return Options("products", tuple(sizes), tiles)
+
+
 def multiply(products: Sequence[Product]) -> None:
     """Compute all products in one launch. Sums run in a fixed order: it is deterministic."""
     products = [product for product in products if product.out.numel()]
@@ -118,20 +127,11 @@ def multiply(products: Sequence[Product]) -> None:
     # The longest sums first, so that they do not start when everything else is done.
     products.sort(key=lambda product: -product.a.shape[-1])
     # Partial sums are kept in float32: the narrowest operand says what to compute in.
-    constants = arithmetic(min((x for p in products for x in (p.a, p.b)), key=Tensor.element_size))
+    narrow = min((x for p in products for x in (p.a, p.b)), key=Tensor.element_size)
+    constants = arithmetic(narrow)
     tensors = [x for p in products for x in (p.out, p.a, p.b, *(p.more or ()))]
-    tiles = config(products, constants)
-    tiles_of = [
-        _batch(p.out)
-        * triton.cdiv(p.out.shape[-2], tiles["BLOCK_M"])
-        * triton.cdiv(p.out.shape[-1], tiles["BLOCK_N"])
-        for p in products
-    ]
-    starts = (0, *accumulate(tiles_of))
     more = [p.more or (p.a, p.b) for p in products]
-    launch(
-        _products_kernel,
-        (starts[-1],),
+    tables = (
         tuple(p.out for p in products),
         tuple(p.a for p in products),
         tuple(p.b for p in products),
@@ -142,13 +142,25 @@ def multiply(products: Sequence[Product]) -> None:
         tuple(_sizes(p.out, a, b) for p, (a, b) in zip(products, more, strict=True)),
         tuple((*_strides(a), *_strides(b)) for a, b in more),
         tuple(_strides(p.out) for p in products),
-        starts,
-        TWO_TERMS=tuple(p.more is not None for p in products),
-        SUMMED=tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
-        INDEX=tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
-        **constants,
-        **tiles,
     )
+
+    def run(tile: Tile) -> None:
+        tiles_of = [
+            _batch(p.out)
+            * triton.cdiv(p.out.shape[-2], tile["BLOCK_M"])
+            * triton.cdiv(p.out.shape[-1], tile["BLOCK_N"])
+            for p in products
+        ]
+        starts = (0, *accumulate(tiles_of))
+        launch(
+            _products_kernel, (starts[-1],), *tables, starts,
+            TWO_TERMS=tuple(p.more is not None for p in products),
+            SUMMED=tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
+            INDEX=tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
+            **constants, **tile,
+        )  # fmt: skip
+
+    tuned(options(products, constants), narrow, constants, run)
 
 
 def _batch(x: Tensor) -> int:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.common import arithmetic, block, capability, launch
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -256,18 +257,31 @@ def _lay_out(
     return (count, frames, pixels, rows), tile, grid
 
 
+def options(
+    kernel: str, tile: Tile, sizes: tuple[int, ...], tensor: Tensor, constants: dict[str, Any]
+) -> Options:
+    """What to choose from for a kernel whose tile and sizes :func:`_lay_out` made."""
+    change = [{"BLOCK_T": 8, "num_warps": 8}]
+    tiles = vary(tile, tensor, constants, change, change)
+    return Options(f"norm {kernel}", (*sizes, tensor.shape[1]), tiles)
+
+
 def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, Tensor]:
     """Mean and M2 / divisor per channel of u + s, in two launches."""
     u, s = _rows(u), None if s is None else _rows(s)
     sizes, tile, grid = _lay_out(u, s)
-    channels, constants = u.shape[1], {"ACC": arithmetic(u)["ACC"]}
+    channels, constants = u.shape[1], arithmetic(u)
     like = {"dtype": torch.float64 if u.dtype == torch.float64 else torch.float32}
     counts = u.new_empty(grid[0], **like)
     means, squares = (u.new_empty(grid[0], channels, **like) for _ in range(2))
-    launch(
-        _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
-        *sizes, CHANNELS=channels, SKIP=s is not None, **constants, **tile,
-    )  # fmt: skip
+
+    def run(tile: Tile) -> None:
+        launch(
+            _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
+            *sizes, CHANNELS=channels, SKIP=s is not None, ACC=constants["ACC"], **tile,
+        )  # fmt: skip
+
+    tuned(options("statistics", tile, sizes, u, constants), u, constants, run)
     return _merge(counts, means, squares, divisor, u, s)
 
 
@@ -315,12 +329,16 @@ def apply(
     """The activation of the normalised u + s, in one launch."""
     x, s = _rows(u), None if s is None else _rows(s)
     sizes, tile, grid = _lay_out(x, s)
-    result = torch.empty_like(x)
-    launch(
-        _apply_kernel, grid, x, x if s is None else s, weight.contiguous(), bias.contiguous(),
-        mean.contiguous(), var.contiguous(), result, eps, slope,
-        *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=arithmetic(u)["ACC"], **tile,
-    )  # fmt: skip
+    result, constants = torch.empty_like(x), arithmetic(u)
+    values = tuple(x.contiguous() for x in (weight, bias, mean, var))
+
+    def run(tile: Tile) -> None:
+        launch(
+            _apply_kernel, grid, x, x if s is None else s, *values, result, eps, slope,
+            *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=constants["ACC"], **tile,
+        )  # fmt: skip
+
+    tuned(options("apply", tile, sizes, x, constants), x, constants, run)
     return _like(result, u)
 
 
@@ -341,23 +359,30 @@ def backward(
     sizes, tile, grid = _lay_out(x, s_rows)
     channels = u.shape[1]
     values = tuple(x.contiguous() for x in (weight, bias, mean, var))
-    constants = {
-        "CHANNELS": channels, "SKIP": s is not None, "ACC": arithmetic(u)["ACC"], **tile
-    }  # fmt: skip
+    constants = arithmetic(u)
+    fixed = {"CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"]}
     shared = x if s_rows is None else s_rows
     parts = mean.new_empty(2, grid[0], channels)
-    launch(
-        _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope, *sizes,
-        **constants,
-    )  # fmt: skip
+
+    def run_sums(tile: Tile) -> None:
+        launch(
+            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope,
+            *sizes, **fixed, **tile,
+        )  # fmt: skip
+
+    tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
     sums = parts.sum(1)
     means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
     du = torch.empty_like(x)
     ds = None if s_rows is None else torch.zeros_like(s_rows)
-    launch(
-        _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
-        du, du if ds is None else ds, eps, slope, *sizes, **constants,
-    )  # fmt: skip
+
+    def run(tile: Tile) -> None:
+        launch(
+            _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
+            du, du if ds is None else ds, eps, slope, *sizes, **fixed, **tile,
+        )  # fmt: skip
+
+    tuned(options("backward", tile, sizes, x, constants), x, constants, run)
     ds = None if ds is None or s is None else _like(ds, s)
     return _like(du, u), ds, sums[1], sums[0]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from polyfusion.kernels import conv, final, norm
-from polyfusion.kernels.compile import shipped
+from polyfusion.kernels.compile import shipped, with_tf32
 
 
 def _norm(dtype: torch.dtype, channels: int, height: int, width: int, clips: int) -> None:
@@ -45,10 +45,18 @@ def _conv(dtype: torch.dtype, channels: int, height: int, width: int) -> None:
     conv.weight_grad(y, x, 4, 2, 1)
 
 
-for _dtype in (torch.bfloat16, torch.float32):
-    _suffix = str(_dtype).removeprefix("torch.")
-    shipped(f"norm_{_suffix}")(partial(_norm, _dtype, 64, 64, 48, 0))
-    shipped(f"norm_skip_{_suffix}")(partial(_norm, _dtype, 1024, 4, 3, 4))
-    shipped(f"final_{_suffix}")(partial(_final, _dtype))
-    shipped(f"conv_1024_{_suffix}")(partial(_conv, _dtype, 1024, 4, 3))
-    shipped(f"conv_128_{_suffix}")(partial(_conv, _dtype, 128, 8, 6))
+for _dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
+    _calls = {
+        "norm": partial(_norm, _dtype, 64, 64, 48, 0),
+        "norm_skip": partial(_norm, _dtype, 1024, 4, 3, 4),
+        "final": partial(_final, _dtype),
+        "conv_1024": partial(_conv, _dtype, 1024, 4, 3),
+        "conv_128": partial(_conv, _dtype, 128, 8, 6),
+    }
+    if _dtype in (torch.float16, torch.float64):  # one size is enough
+        del _calls["norm"], _calls["conv_1024"]
+    for _name, _call in _calls.items():
+        _dtype_name = str(_dtype).removeprefix("torch.")
+        shipped(f"{_name}_{_dtype_name}", _call, every=_dtype != torch.float16)
+        if _dtype == torch.float32 and _name in ("final", "conv_128"):
+            shipped(f"{_name}_tf32", partial(with_tf32, _call))

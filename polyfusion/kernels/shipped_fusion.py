@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from polyfusion.kernels.compile import shipped
+from polyfusion.kernels.compile import shipped, with_tf32
 from polyfusion.kernels.hadamard import hadamard_backward, hadamard_forward
 from polyfusion.kernels.tucker import tucker_backward, tucker_forward
 
@@ -32,16 +32,7 @@ def _tucker(make: Callable[..., Tensor]) -> None:
     tucker_backward(make(B, T, M + N), views, core, factors, out, [True] * 6)
 
 
-def _tf32(call: Callable[[], None]) -> None:
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        call()
-    finally:
-        matmul.fp32_precision = before
-
-
-for _dtype in (torch.bfloat16, torch.float32):
+for _dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
     _make = partial(torch.empty, dtype=_dtype)
     _calls = {
         "cp": partial(_hadamard, "cp", _make),
@@ -50,6 +41,7 @@ for _dtype in (torch.bfloat16, torch.float32):
         "tucker": partial(_tucker, _make),
     }
     for _name, _call in _calls.items():
-        shipped(f"{_name}_{str(_dtype).removeprefix('torch.')}")(_call)
-for _name in ("cmf", "tucker"):
-    shipped(f"{_name}_tf32")(partial(_tf32, _calls[_name]))
+        _dtype_name = str(_dtype).removeprefix("torch.")
+        shipped(f"{_name}_{_dtype_name}", _call, every=_dtype != torch.float16)
+        if _dtype == torch.float32 and _name in ("cmf", "tucker"):
+            shipped(f"{_name}_tf32", partial(with_tf32, _call))

@@ -27,6 +27,7 @@ from polyfusion.kernels.common import (
     uses_tensor_cores,
 )
 from polyfusion.kernels.matmul import Product, multiply
+from polyfusion.kernels.tune import Options, Tile, tuned, vary
 from polyfusion.ops.tucker import khatri_rao
 
 
@@ -148,6 +149,17 @@ def config(
     return {**tile, "num_warps": 4, "num_stages": 3 if full else 2}
 
 
+def options(
+    kernel: str, sizes: dict[str, int], tensor: Tensor, constants: dict[str, Any]
+) -> Options:
+    """What to choose from for the ``"core"`` or the ``"forward"`` kernel."""
+    tile = config(kernel, sizes, tensor, constants)
+    # Fewer tiles of outputs compute p Mᵀ less often.
+    change = [{"BLOCK_W": 128} if kernel == "core" else {"BLOCK_M": 128, "num_warps": 8}]
+    tiles = vary(tile, tensor, constants, cores=change, plain=change)
+    return Options(f"tucker {kernel}", tuple(sizes.values()), tiles)
+
+
 class _Groups:
     """The views with frames and those without, and the core as (k_1, K_f, K_c) to match."""
 
@@ -204,32 +216,41 @@ def tucker_forward(
     per_clip, stride, clips, frames = core, 0, groups.rows.clips, groups.rows.frames
     if groups.still:
         view, factor, kind = groups.operand(groups.still)
-        per_clip, stride = core.new_empty(clips, inner * width), inner * width
+        stride = inner * width
+
+        def run_core(tile: Tile) -> Tensor:
+            per_clip = core.new_empty(clips, stride)
+            launch(
+                _core_kernel,
+                (triton.cdiv(stride, tile["BLOCK_W"]), triton.cdiv(clips, tile["BLOCK_B"])),
+                view, factor, core, per_clip, clips,
+                RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
+            )  # fmt: skip
+            return per_clip
+
         sizes = {"B": clips, "W": stride, "K": clip_width, "D": view.shape[1]}
-        tile = config("core", sizes, core, constants)
-        launch(
-            _core_kernel,
-            (triton.cdiv(stride, tile["BLOCK_W"]), triton.cdiv(clips, tile["BLOCK_B"])),
-            view, factor, core, per_clip, clips,
-            RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
-        )  # fmt: skip
+        per_clip = tuned(options("core", sizes, core, constants), core, constants, run_core)
 
     view, factor, kind = groups.operand(groups.framed)
     count = groups.rows.count
     sizes = {"T": frames if groups.still else count, "M": outputs, "I": inner, "J": width}
-    tile = config("forward", {**sizes, "D": kind["SIZE"]}, core, constants)
-    if not groups.still:  # any cut of the rows will do
-        clips, frames = triton.cdiv(count, tile["BLOCK_T"]), tile["BLOCK_T"]
-    across = max(1, triton.cdiv(outputs, tile["BLOCK_M"]))
-    launch(
-        _forward_kernel,
-        (clips * triton.cdiv(frames, tile["BLOCK_T"]), across),
-        view, factor, per_clip, out, out if noise is None else noise.contiguous(), result,
-        frames, count, stride,
-        WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
-        BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
-    )  # fmt: skip
-    return result
+    noise = out if noise is None else noise.contiguous()
+
+    def run(tile: Tile) -> Tensor:
+        each, number = frames, clips
+        if not groups.still:  # any cut of the rows will do
+            each, number = tile["BLOCK_T"], triton.cdiv(count, tile["BLOCK_T"])
+        across = max(1, triton.cdiv(outputs, tile["BLOCK_M"]))
+        launch(
+            _forward_kernel, (number * triton.cdiv(each, tile["BLOCK_T"]), across),
+            view, factor, per_clip, out, noise, result, each, count, stride,
+            WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
+            BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+        )  # fmt: skip
+        return result
+
+    choice = options("forward", {**sizes, "D": kind["SIZE"]}, core, constants)
+    return tuned(choice, core, constants, run)
 
 
 def tucker_backward(
