@@ -1,39 +1,47 @@
-"""What runs where on this machine.
+"""What runs where on this machine, in which configuration, and why.
 
 python -m polyfusion.info
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from polyfusion import __version__
-from polyfusion.ops._dispatch import cuda_problem, interpreted, resolve, triton_problem
+from polyfusion.ops._dispatch import (
+    cuda_problem,
+    interpreted,
+    resolve,
+    triton_problem,
+    why_eager,
+)
+from polyfusion.ops.conv import conv_method
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _hadamard_configuration(like: torch.Tensor) -> dict[str, int]:
-    from polyfusion.kernels import common, hadamard
-
-    views = [like.new_empty(16, 75, 256), like.new_empty(16, 128)]
-    return hadamard.config("forward", views, 128, 384, common.arithmetic(like))
-
-
-def _tucker_configuration(like: torch.Tensor) -> dict[str, int]:
-    from polyfusion.kernels import common, tucker
-
-    sizes = {"T": 75, "M": 384, "I": 192, "J": 128, "D": 256}
-    return tucker.config("forward", sizes, like, common.arithmetic(like))
-
-
-# Every operator with fused kernels; how its Triton kernel is configured at the paper's sizes.
-FUSED: dict[str, Callable[[torch.Tensor], dict[str, int]]] = {
-    "cp_fusion": _hadamard_configuration,
-    "cmf_fusion": _hadamard_configuration,
-    "tucker_fusion": _tucker_configuration,
+# Every operator with fused kernels, and the call of polyfusion.kernels that makes its launches.
+FUSED = {
+    "cp_fusion": "cp_bfloat16",
+    "cmf_fusion": "cmf_bfloat16",
+    "tucker_fusion": "tucker_bfloat16",
+    "norm_activation": "norm_skip_bfloat16",
+    "skip_conv_block": "conv_128_bfloat16",
+    "up_conv_block": "conv_128_bfloat16",
+    "final_block": "final_bfloat16",
+}
+EAGER_ONLY = (
+    "partial_tucker_fusion",
+    "tensor_train_fusion",
+    "cmf_first_order_fusion",
+    "dense_fusion",
+    "concat_fusion",
+)
+# The published generator: channels, and the size of the maps of its stages, coarsest first.
+STAGES = ((1024, 4, 3), (512, 8, 6), (256, 16, 12), (128, 32, 24))
+METHODS = {
+    "taps": "one matrix product per tap: few pixels of many channels",
+    "library": "PyTorch's convolution",
 }
 
 
@@ -49,17 +57,73 @@ def lines() -> list[str]:
         f"kernels='cuda': {cuda_problem() or 'available'}",
         "",
         "kernels='auto' means, by dtype:",
-        " " * 18 + "".join(f"{str(dtype).removeprefix('torch.'):<10}" for dtype in DTYPES),
+        " " * 26 + "".join(f"{str(dtype).removeprefix('torch.'):<10}" for dtype in DTYPES),
     ]
     for operator in FUSED:
         chosen = [resolve("auto", [example]) for example in examples]
-        report.append(f"  {operator:<16}" + "".join(f"{name:<10}" for name in chosen).rstrip())
+        report.append(f"  {operator:<24}" + "".join(f"{name:<10}" for name in chosen).rstrip())
+    for operator in EAGER_ONLY:
+        report.append(f"  {operator:<24}eager     in every dtype: it has no fused kernels")
+    reasons: dict[str, list[str]] = {}
+    for example in examples:
+        reason = why_eager(example) or "the fastest here that serves every operator"
+        reasons.setdefault(reason, []).append(str(example.dtype).removeprefix("torch."))
+    report += ["Why:", *(f"  {', '.join(names)}: {why}" for why, names in reasons.items())]
+    report += ["", *_convolutions(examples[0])]
     if triton_problem() is None:
-        report += ["", "Triton configurations, 16 clips of 75 frames, bfloat16:"]
-        for operator, configuration in FUSED.items():
-            values = (f"{key.lower()}={value}" for key, value in configuration(examples[1]).items())
-            report.append(f"  {operator:<16}{' '.join(values)}")
+        report += ["", *_configurations(device)]
     return report
+
+
+def _convolutions(like: torch.Tensor) -> Iterator[str]:
+    """How the blocks convolve at the paper's sizes."""
+    kernels = resolve("auto", [like])
+    around = "Triton's statistics and apply" if kernels == "triton" else "PyTorch's normalisation"
+    yield f"Convolutions of the generator at the paper's sizes, float32, with {around}:"
+    for channels, height, width in STAGES:
+        weight = like.expand(channels, channels, 3, 3)
+        methods = [
+            conv_method(height * width, weight, None, kernels),
+            conv_method(height * width, weight[:, : channels // 2], None, kernels),
+        ]
+        for operator, method in zip(("skip_conv_block", "up_conv_block"), methods, strict=True):
+            size = f"{channels} channels on {height}×{width}"
+            yield f"  {operator:<17}{size:<25}{method:<9}{METHODS[method]}"
+    final = "triton" if kernels == "triton" else "library"
+    yield f"  {'final_block':<17}{'64 channels on 64×48':<25}{final:<9}" + (
+        "one kernel with tanh" if final == "triton" else METHODS["library"]
+    )
+    yield "  The implicit GEMM in Triton is never chosen unasked: conv='own' with kernels='triton'."
+
+
+def _configurations(device: str) -> Iterator[str]:
+    """The launches of every operator's Triton kernels, and what was chosen for each."""
+    from polyfusion.kernels import common, shipped_block, shipped_fusion, tune  # noqa: F401
+    from polyfusion.kernels.compile import SHIPPED
+
+    yield "Triton configurations, bfloat16, the sizes of polyfusion.kernels.shipped_*:"
+    if common.capability(torch.empty(0, device=device)) is None:
+        yield "  the interpreter has one of each: tiles as large as possible; nothing to tune"
+    elif tune.enabled():
+        yield f"  the first use of a size measures what fits best; kept in {tune.cache_file()}"
+    else:
+        yield "  POLYFUSION_AUTOTUNE=0: always the first candidate"
+    for name in dict.fromkeys(FUSED.values()):
+        with torch.device(device), tune.record() as launches, common.dry():
+            SHIPPED[name][0]()
+        yield f"  {', '.join(x for x, call in FUSED.items() if call == name)}"
+        unique = {(x.name, str(tile)): (x, tile) for x, tile in launches}
+        for options, tile in unique.values():
+            chosen = words(tile or options.tiles[0])
+            others = (
+                f"default of {len(options.tiles)}" if len(options.tiles) > 1 else "the only one"
+            )
+            yield f"    {options.name:<20}{chosen:<52}{'tuned' if tile else others}"
+
+
+def words(tile: dict[str, int]) -> str:
+    """A configuration in short: ``t=64 m=64 num_warps=4``."""
+    return " ".join(f"{key.removeprefix('BLOCK_').lower()}={v}" for key, v in tile.items())
 
 
 def _devices() -> list[str]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from polyfusion import info
+from polyfusion import info, ops
 from polyfusion.ops import KernelsUnavailable
 from polyfusion.ops._dispatch import resolve
 from tests.helpers import FORMS, make_problem
@@ -86,9 +86,24 @@ def test_fused_choice_is_taken(form, monkeypatch):
 
 
 def test_info():
-    """The report names every operator with what ``auto`` means for it here."""
+    """The report names every operator with what ``auto`` means for it here, and why."""
     report = info.lines()
+    operators = {name for name in ops.__all__ if name.endswith(("_fusion", "_block"))}
+    assert {*info.FUSED, *info.EAGER_ONLY} == operators | {"norm_activation"}
     for operator in info.FUSED:
-        (line,) = [x for x in report if x.split()[:1] == [operator] and "=" not in x]
+        line = next(x for x in report if x.split()[:1] == [operator])
+        assert len(line.split()) == 1 + len(info.DTYPES)
         assert set(line.split()[1:]) <= {"eager", "triton", "cuda"}
+    for operator in info.EAGER_ONLY:
+        assert any(x.split()[:2] == [operator, "eager"] for x in report)
     assert any("kernels='cuda'" in line for line in report)
+    if not torch.cuda.is_available():
+        why = report[report.index("Why:") + 1]
+        assert why == (
+            "  float32, bfloat16, float16, float64: on cpu PyTorch is faster, "
+            "the interpreter is for checking"
+        )
+        layers = [x.split() for x in report if " channels on " in x]
+        methods = [x[5] for x in layers]
+        assert methods == ["taps"] * 2 + ["library"] * 7
+        assert max(map(len, report)) < 125

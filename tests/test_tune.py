@@ -10,7 +10,9 @@ import pytest
 import torch
 import triton.language as tl
 
-from polyfusion.kernels import common, tune
+from polyfusion import info
+from polyfusion.kernels import common, shipped_block, tune  # noqa: F401
+from polyfusion.kernels.compile import SHIPPED
 from tests.helpers import make_problem
 
 TILES = [{"BLOCK_M": 16}, {"BLOCK_M": 32}, {"BLOCK_M": 64}]
@@ -203,3 +205,20 @@ def test_a_sweep_repeats_launches_without_changing_results(form):
         found = [problem.fuse("triton"), *problem.gradients("triton", cotangent)]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
+
+
+def test_info_says_what_is_tuned(gpu):
+    """Of two launches one is in the cache: the report says so of that one only."""
+    with tune.record() as launches, common.dry():
+        SHIPPED["final_bfloat16"][0]()
+    (forward, _), (backward, _) = launches
+    gpu(3.0, 1.0, 2.0)
+    like, constants = torch.empty(0, dtype=torch.bfloat16), {**CONSTANTS, "COMPUTE": tl.bfloat16}
+    tune._remember(forward, like, constants, forward.tiles[1])
+    forget()
+    report = list(info._configurations("cpu"))
+    assert any(str(tune.cache_file()) in line for line in report)
+    (line,) = [x for x in report if x.strip().startswith("final forward")]
+    assert line.split()[2:] == [*info.words(forward.tiles[1]).split(), "tuned"]
+    (line,) = [x for x in report if x.strip().startswith("final backward")]
+    assert line.endswith(f"default of {len(backward.tiles)}")

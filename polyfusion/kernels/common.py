@@ -18,6 +18,7 @@ _TYPES = {
     torch.float64: tl.float64,
 }
 _pretended: int | None = None
+_dry = False
 
 
 @contextlib.contextmanager
@@ -29,6 +30,17 @@ def pretend(capability: int) -> Iterator[None]:
         yield
     finally:
         _pretended = previous
+
+
+@contextlib.contextmanager
+def dry() -> Iterator[None]:
+    """Launch nothing: results keep what was in their memory."""
+    global _dry
+    before, _dry = _dry, True
+    try:
+        yield
+    finally:
+        _dry = before
 
 
 def capability(tensor: Tensor) -> int | None:
@@ -94,7 +106,7 @@ def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty."""
-    if 0 in grid:
+    if 0 in grid or _dry:
         return
     first = next(x for x in _leaves(arguments) if isinstance(x, Tensor))
     with torch.cuda.device(first.device) if first.is_cuda else _patched_once():

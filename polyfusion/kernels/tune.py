@@ -43,6 +43,7 @@ class Options:
 
 _chosen: dict[tuple[Any, ...], Tile] = {}
 _sweeping = False
+_record: list[tuple[Options, Tile | None]] | None = None
 
 
 def vary(
@@ -70,6 +71,9 @@ def tuned(
     ``run`` makes its own buffers, so that it can be repeated. Raises the first candidate's error if
     none of them launches.
     """
+    if _record is not None:
+        _record.append((options, find(options, tensor, constants)))
+        return run(options.tiles[0])
     if _sweeping:
         first, *_ = [run(tile) for tile in options.tiles]
         return first
@@ -83,14 +87,14 @@ def tuned(
 
 def find(options: Options, tensor: Tensor, constants: dict[str, Any]) -> Tile | None:
     """The tile chosen for such a launch, in this process or an earlier one; None: none yet."""
-    if not _enabled() or not _on_gpu(tensor):
+    if not enabled() or not _on_gpu(tensor):
         return None
     here = _exactly(options, tensor, constants)
     if here not in _chosen:
         kept = _kept().get(key(options, tensor, constants))
         if kept not in options.tiles:
             return None
-        _chosen[here] = kept
+        _chosen[here] = options.tiles[options.tiles.index(kept)]
     return _chosen[here]
 
 
@@ -118,12 +122,24 @@ def sweep() -> Iterator[None]:
         _sweeping = before
 
 
+@contextlib.contextmanager
+def record() -> Iterator[list[tuple[Options, Tile | None]]]:
+    """Collect the options of every launch, and what was chosen if anything was; time nothing."""
+    global _record
+    before, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
 def cache_file() -> Path:
     """Where choices outlive the process."""
     return cache_directory() / "tuned.json"
 
 
-def _enabled() -> bool:
+def enabled() -> bool:
+    """Whether candidates are measured at all."""
     return os.environ.get("POLYFUSION_AUTOTUNE", "1") != "0"
 
 
@@ -140,7 +156,7 @@ def _device(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _can_time(tensor: Tensor) -> bool:
-    return _enabled() and _on_gpu(tensor) and not torch.cuda.is_current_stream_capturing()
+    return enabled() and _on_gpu(tensor) and not torch.cuda.is_current_stream_capturing()
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

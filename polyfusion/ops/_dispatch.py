@@ -84,6 +84,17 @@ def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
     return cuda.problem(tensors)
 
 
+def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | None:
+    """Why ``auto`` does not take the fused kernels for a call on such a tensor; None: it does."""
+    if unsupported is not None:
+        return unsupported
+    if not tensor.is_cuda:
+        return f"on {tensor.device} PyTorch is faster, the interpreter is for checking"
+    if tensor.dtype == torch.float64:
+        return "float64 is for checking"
+    return triton_problem()
+
+
 def resolve(
     kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str | None = None
 ) -> str:
@@ -98,8 +109,7 @@ def resolve(
         return "eager"
     on_cuda = tensors[0].is_cuda
     if kernels == "auto":
-        good = on_cuda and unsupported is None and tensors[0].dtype != torch.float64
-        return "triton" if good and triton_problem() is None else "eager"
+        return "eager" if why_eager(tensors[0], unsupported) else "triton"
     if unsupported is not None:
         raise KernelsUnavailable(
             f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'"
