@@ -174,21 +174,24 @@ def norm_activation_reference(
     return F.leaky_relu(y * weight.view(-1, 1, 1) + bias.view(-1, 1, 1), slope)
 
 
-def skip_conv_block_reference(
-    x: Tensor, skip: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+def _batch_norm_relu(
+    u: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None = None, var: Tensor | None = None
 ) -> Tensor:
-    """The published block: skip repeated, concatenated, ``ConvTranspose2d`` (2C, C, 3, 3)."""
+    return F.relu(F.batch_norm(u, mean, var, weight, bias, mean is None))
+
+
+def skip_conv_block_reference(x: Tensor, skip: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
+    """The published block: skip repeated, concatenated, ``ConvTranspose2d`` (2C, C, 3, 3).
+
+    ``norm`` is weight and bias of the batch normalisation; mean and variance too in evaluation.
+    """
     skip = skip.repeat_interleave(x.shape[0] // skip.shape[0], 0)
-    u = F.conv_transpose2d(torch.cat([x, skip], 1), weight, padding=1)
-    return F.relu(F.batch_norm(u, None, None, norm_weight, norm_bias, True))
+    return _batch_norm_relu(F.conv_transpose2d(torch.cat([x, skip], 1), weight, padding=1), *norm)
 
 
-def up_conv_block_reference(
-    x: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
-) -> Tensor:
+def up_conv_block_reference(x: Tensor, weight: Tensor, *norm: Tensor) -> Tensor:
     """4×4 stride-2 transposed convolution, batch normalisation, ReLU."""
-    u = F.conv_transpose2d(x, weight, stride=2, padding=1)
-    return F.relu(F.batch_norm(u, None, None, norm_weight, norm_bias, True))
+    return _batch_norm_relu(F.conv_transpose2d(x, weight, stride=2, padding=1), *norm)
 
 
 def generator_reference(
@@ -198,12 +201,12 @@ def generator_reference(
     stages: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
     final: Tensor,
 ) -> Tensor:
-    """The whole generator in training as published: z (B·T, c), skips coarsest first → images.
+    """The whole generator as published: z (B·T, c), skips coarsest first → images.
 
-    ``first`` and the two parts of each of the ``stages`` are (weight, norm weight, norm bias).
+    ``first`` and the two parts of each of the ``stages`` are (weight, norm weight, norm bias), and
+    in evaluation (..., mean, variance).
     """
-    x = F.conv_transpose2d(z[:, :, None, None], first[0])
-    x = F.relu(F.batch_norm(x, None, None, first[1], first[2], True))
+    x = _batch_norm_relu(F.conv_transpose2d(z[:, :, None, None], first[0]), *first[1:])
     for skip, (skip_conv, up_conv) in zip(skips, stages, strict=True):
         x = up_conv_block_reference(skip_conv_block_reference(x, skip, *skip_conv), *up_conv)
     return torch.tanh(F.conv_transpose2d(x, final, stride=2, padding=1))
