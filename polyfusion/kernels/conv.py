@@ -145,10 +145,13 @@ def config(
         return {
             "BLOCK_N": side, "BLOCK_O": side, "BLOCK_I": side, "num_warps": 4, "num_stages": 2
         }  # fmt: skip
-    deep = 64 if constants["PRECISION"] == "ieee" else 32  # float32 takes twice the shared memory
+    # float32 operands take twice the registers and the shared memory of half precision.
+    half = constants["PRECISION"] == "ieee"
+    deep = 64 if half else 32
     if kernel == "weight_grad":
         tile = {"BLOCK_N": deep, "BLOCK_O": block(out_channels, 64, 128)}
-        return {**tile, "BLOCK_I": block(in_channels, 64, 128), "num_warps": 8, "num_stages": 3}
+        tile["BLOCK_I"] = block(in_channels, 64, 128 if half else 64)
+        return {**tile, "num_warps": 8, "num_stages": 3}
     tile = {"BLOCK_N": block(frames, 64, 128), "BLOCK_O": block(out_channels, 64, 128)}
     return {**tile, "BLOCK_I": deep, "num_warps": 8, "num_stages": 3}
 
@@ -165,8 +168,8 @@ def options(
     """What to choose from for ``"conv"``, ``"conv_transpose"`` or ``"weight_grad"``."""
     grad = kernel == "weight_grad"
     tile = config("weight_grad" if grad else "conv", x, in_channels, out_channels, constants)
-    cores = [{"BLOCK_I": 64, "num_warps": 4} if grad else {"BLOCK_N": 64, "num_warps": 4}]
-    plain = [{"BLOCK_O": 64, "BLOCK_I" if grad else "BLOCK_N": 64, "num_warps": 8}]
+    cores = [{"BLOCK_I": 64} if grad else {"BLOCK_N": 64, "num_warps": 4}]
+    plain = [{"BLOCK_O": 64}]
     sizes = (x.shape[0], *x.shape[2:], in_channels, out_channels, size, stride)
     return Options(kernel, sizes, vary(tile, x, constants, cores, plain))
 

@@ -105,15 +105,18 @@ def config(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> dict[
         return {**tile, "BLOCK_P": block(x.numel() // max(1, x.shape[1]), 16, most)}
     if uses_tensor_cores(constants):
         rows = 128 if kernel == "forward" else 64
+        if kernel == "backward" and constants["PRECISION"] == "tf32":  # twice the registers
+            tile["BLOCK_C"], rows = min(tile["BLOCK_C"], 32), 32
         return {**tile, "BLOCK_P": rows, "num_warps": 4, "num_stages": 2}
     tile["BLOCK_C"] = min(tile["BLOCK_C"], 32 if kernel == "forward" else 16)
-    return {**tile, "BLOCK_P": 32, "num_warps": 4, "num_stages": 1}
+    double = constants["COMPUTE"] == tl.float64
+    return {**tile, "BLOCK_P": 16 if double else 32, "num_warps": 4, "num_stages": 1}
 
 
 def options(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> Options:
     """What to choose from for the ``"forward"`` or the ``"backward"`` kernel."""
-    cores = [{"BLOCK_P": 256 if kernel == "forward" else 128, "num_warps": 8}]
-    plain = [{"BLOCK_P": 64}] if kernel == "forward" else [{"num_warps": 8}]
+    cores = [{"BLOCK_P": 256, "num_warps": 8} if kernel == "forward" else {"BLOCK_P": 32}]
+    plain = [{"BLOCK_P": 64} if kernel == "forward" else {"num_warps": 8}]
     tiles = vary(config(kernel, x, out, constants), x, constants, cores, plain)
     return Options(f"final {kernel}", (*x.shape, out), tiles)
 
