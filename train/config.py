@@ -102,6 +102,8 @@ class TrainConfig:
     """Clips of the built-in set."""
     synthetic_speakers: int = 200
     """Speakers of the built-in set."""
+    synthetic_motion: float = 1.0
+    """Movement of the built-in set's heads; 0 holds them still, as alignment does."""
     mirror: bool = True
     """Flip training clips left to right at random."""
     lr_generator: float = 1e-4

@@ -153,9 +153,10 @@ def find_data(config: TrainConfig) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyfusion"
     name = f"synthetic-{config.synthetic_clips}x{config.synthetic_speakers}-{model.sample_rate}"
     return prepare_synthetic(
-        cache / f"{name}-{model.fps:g}",
+        cache / f"{name}-{model.fps:g}-{config.synthetic_motion:g}",
         clips=config.synthetic_clips,
         speakers=config.synthetic_speakers,
+        motion=config.synthetic_motion,
         sample_rate=model.sample_rate,
         fps=model.fps,
     )

@@ -142,6 +142,7 @@ def prepare_synthetic(
     fps: float = 25.0,
     sample_rate: int = 16000,
     size: tuple[int, int] = (128, 96),
+    motion: float = 1.0,
     workers: Workers = None,
 ) -> Path:
     """Render synthetic talking faces, whose lip movement and blinks are known exactly.
@@ -159,6 +160,7 @@ def prepare_synthetic(
         fps: Frames per second.
         sample_rate: Hz, a multiple of 1000.
         size: Height and width of the frames, even.
+        motion: Movement of the heads, 0 to 3; 0 holds them still, as alignment frame by frame does.
         workers: Processes; one per core if not given.
 
     Returns:
@@ -171,6 +173,8 @@ def prepare_synthetic(
     _check(sample_rate, size, seed, positive={**positive, "workers": workers})
     if seconds * fps < 1:
         raise DataError(f"{seconds:g} seconds at {fps:g} fps is less than one frame")
+    if not 0 <= motion <= 3:
+        raise DataError(f"motion {motion:g}: expected a number from 0 to 3")
     out = Path(out)
     settings = {
         "source": "synthetic",
@@ -181,6 +185,7 @@ def prepare_synthetic(
         "clips": clips,
         "speakers": speakers,
         "seconds": float(seconds),
+        "motion": float(motion),
     }
     done = _claim(out, settings)
     if done and done["complete"] and all((out / clip["file"]).is_file() for clip in done["clips"]):

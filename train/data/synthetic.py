@@ -131,7 +131,7 @@ def _render(
     return frames
 
 
-def _check(index, seed, speakers, seconds, fps, sample_rate, size) -> None:
+def _check(index, seed, speakers, seconds, fps, sample_rate, size, motion) -> None:
     def whole(value, low: int, high: float = math.inf) -> bool:
         return isinstance(value, (int, np.integer)) and bool(low <= value <= high)
 
@@ -158,6 +158,7 @@ def _check(index, seed, speakers, seconds, fps, sample_rate, size) -> None:
             pair and all(whole(side, 16, 1024) for side in size),
             "(height, width) with integers in 16..1024",
         ),
+        ("motion", motion, within(motion, 0, 3), "a number in 0..3"),
     ):
         if not good:
             raise ValueError(f"render_clip: {name} is {value!r}, expected {expected}")
@@ -172,12 +173,14 @@ def render_clip(
     fps: float = 25.0,
     sample_rate: int = 16000,
     size: tuple[int, int] = (128, 96),
+    motion: float = 1.0,
 ) -> Clip:
     """Render clip `index` of the set `seed`; its speaker is number index % speakers.
 
     The identity depends on (seed, speaker); words, blinks and motion on (seed, index). The same
     arguments give the same bytes. Frame i shows the time (i + 0.5) / fps, the middle of the audio
-    that belongs to it. `size` is (height, width); the picture is designed at 128 x 96.
+    that belongs to it. `size` is (height, width); the picture is designed at 128 x 96. `motion`
+    scales the movement of the head; 0 holds it still, as an alignment of every frame does.
 
     `Clip.truth` (float32; T frames; pixels are those of the 128 x 96 design):
         openness (T,) inner mouth height in pixels = OPENING * articulation[0] * jaw_drive
@@ -188,7 +191,7 @@ def render_clip(
 
     Raises ValueError if an argument is out of range.
     """
-    _check(index, seed, speakers, seconds, fps, sample_rate, size)
+    _check(index, seed, speakers, seconds, fps, sample_rate, size, motion)
     number = int(index) % int(speakers)
     who = speaker_identity(number, seed=int(seed))
     speech_rng, blink_rng, pose_rng, gaze_rng = (
@@ -200,7 +203,8 @@ def render_clip(
     mouth = articulate(who, said)
     blinks = draw_blinks(blink_rng, seconds)
     eyes = eyelids(blinks, times, fps)
-    pose = np.stack([_wander(pose_rng, times, 0.9) for _ in range(3)], axis=1) * (1.6, 1.1, 1.5)
+    pose = np.stack([_wander(pose_rng, times, 0.9) for _ in range(3)], axis=1)
+    pose *= np.multiply(motion, (1.6, 1.1, 1.5))
     frames = _render(
         who, mouth, eyes, _gaze(gaze_rng, count, fps), pose * (1, 1, np.pi / 180), size
     )
