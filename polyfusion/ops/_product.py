@@ -18,8 +18,6 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,), in any strides; without a gradient."""
     if not _onednn(a):
         return F.linear(a, b.mT, bias)
-    if bias is None and a.stride(0) == 1 < a.stride(1):  # bᵀ aᵀ: oneDNN wants rows of the first
-        return _linear(b.mT, a, None).mT
     return _linear(a, b.mT, bias)
 
 
@@ -49,6 +47,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is None and a.stride(0) == 1 < a.stride(1):  # oneDNN wants rows of the first
+            return matmul(b.mT, a.mT).mT
         return matmul(a, b, bias)
 
     @staticmethod
