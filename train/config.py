@@ -173,6 +173,11 @@ class TrainConfig:
                         f"--{name} {getattr(self, name)} with --model speech2vid, which has no "
                         f"fusion and encoders of its own; leave --{name} out"
                     )
+            if self.patience and self.deblur_share:
+                raise ValueError(
+                    f"--patience {self.patience} with --model speech2vid, whose deblurring network "
+                    "is trained at the end; leave --patience out, or pass --deblur-share 0"
+                )
             if self.model.sample_rate < 8000:
                 raise ValueError(
                     f"--model.sample-rate {self.model.sample_rate} with --model speech2vid: "

@@ -115,6 +115,7 @@ class Table1Config:
             batch_size=self.batch_size, frames=self.frames, patience=self.patience,
             validation_clips=min(16, self.clips), workers=0 if self.at_once() > 1 else 2,
             synthetic_clips=self.synthetic_clips, synthetic_speakers=self.synthetic_speakers,
+            synthetic_motion=0.0,
         )  # fmt: skip
 
     def scheduled(self, base: TrainConfig, steps: int) -> TrainConfig:
