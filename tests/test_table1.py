@@ -76,7 +76,7 @@ def test_the_plan_is_the_papers_protocol(tmp_path):
         frozen = key != "speech2vid"
         assert training.encoders == (str(tmp_path / "pretrain") if frozen else "joint")
         assert ("pretrain" in jobs[name].needs) == frozen
-        assert training.loss == PRESETS["demo"].loss
+        assert training.model.fused_dim == training.model.audio_dim + training.model.identity_dim
     assert trainings["cmf-sr-1"].fusion == "cmf-sr"
     assert trainings["speech2vid-0"].system == "speech2vid"
 

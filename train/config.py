@@ -45,8 +45,9 @@ class LossConfig:
     is too short for that: the demo preset sets it."""
     omega: float = 100.0
     """λ₂, of the Frobenius penalty Ω on the fusion parameters."""
-    penalty: Literal["norm", "sumsq", "meansq", "none"] = "norm"
-    """Form of Ω: Σ‖P‖_F, Σ‖P‖²_F, the mean square, or none."""
+    penalty: Literal["norm", "sumsq", "meansq", "none"] = "meansq"
+    """Form of Ω: Σ‖P‖_F, Σ‖P‖²_F, the mean square, or none. The literal norm with λ₂ = 100 drives
+    the fusion to zero and the mouth stops moving (docs/results.md)."""
     saturating: bool = False
     """Let G minimise the literal log(1 − D) instead of −log D."""
 

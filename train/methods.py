@@ -47,8 +47,6 @@ OTHER_ROWS = {
                       {"penalty": "norm", "omega": 100.0}),
     "cp-sumsq": Method("PF-CP, Ω sum of squares, λ₂ 100", {"fusion": "cp"},
                        {"penalty": "sumsq", "omega": 100.0}),
-    "cp-meansq": Method("PF-CP, Ω mean square, λ₂ 100", {"fusion": "cp"},
-                        {"penalty": "meansq", "omega": 100.0}),
     "cp-none": Method("PF-CP, no Ω", {"fusion": "cp"}, {"penalty": "none"}),
     "dense": Method("unfactored (1)", {"fusion": "dense"}),
     "cp-noise-view": Method("PF-CP, noise as a third view", {"fusion": "cp"},

@@ -178,7 +178,7 @@ def write_table(out: Path) -> str:
 def write_samples(out: Path, root: Path, lines: list[Line]) -> list[Path]:
     """Videos of a few test clips, real and every row's first seed side by side; and a picture.
 
-    Returns the picture (OUT/samples/rows.png) and the videos.
+    Returns the picture (OUT/samples/rows.jpg) and the videos.
     """
     device = torch.device("cpu")
     folder = out / "samples"
@@ -202,9 +202,11 @@ def write_samples(out: Path, root: Path, lines: list[Line]) -> list[Path]:
         times = np.linspace(0, length - 1, 8).round().astype(int)
         strips = [np.concatenate(list(panel[times]), axis=1) for panel in panels[1:]]
         pictures.append(np.concatenate(strips, axis=0))
-    picture = folder / "rows.png"
+    picture = folder / "rows.jpg"
     image = np.concatenate(pictures[:2], axis=1)
-    cv2.imwrite(str(picture), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    cv2.imwrite(
+        str(picture), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
+    )
     return [picture, *videos]
 
 
@@ -266,7 +268,7 @@ def write_report(out: Path, root: Path) -> Path:
         body += ["<h2>Unseen speakers</h2>"]
         body += [f'<video controls loop src="{embed(v.read_bytes(), "video/mp4")}"></video>'
                  for v in videos]  # fmt: skip
-        body += [f'<img src="{embed(picture.read_bytes(), "image/png")}">']
+        body += [f'<img src="{embed(picture.read_bytes(), "image/jpeg")}">']
     path = out / "report.html"
     page = f"<!doctype html><meta charset=utf-8><title>Table 1</title><style>{STYLE}</style>"
     write_atomically(path, (page + "\n".join(body) + "\n").encode())
