@@ -41,7 +41,8 @@ def check(table):
             found = dict(zip(COLUMNS, row[str(capability)], strict=True))
             where = f"{row['call']} {row['kernel']} for {capability}: {row['config']} {found}"
             # ptxas spills an address or two of some scalar kernels to fit one more on a processor.
-            allowed = 16 if found["instruction"] == "fma" else 0
+            scalar = found["instruction"] == "fma" or row["call"].endswith("float64")
+            allowed = 16 if scalar else 0
             assert found["stack"] <= allowed, f"spills: {where}"
             assert found["shared"] <= limit, f"shared memory: {where}"
             if found["instruction"] == "none":

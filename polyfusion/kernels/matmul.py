@@ -113,8 +113,8 @@ def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, 
 
 def options(products: Sequence[Product], constants: dict[str, Any]) -> Options:
     """What to choose from for these products."""
-    change = [{"BLOCK_M": 64, "BLOCK_N": 64}]
-    tiles = vary(config(products, constants), products[0].out, constants, change, change)
+    cores, plain = [{"BLOCK_N": 64, "num_warps": 8}], [{"BLOCK_N": 64}]
+    tiles = vary(config(products, constants), products[0].out, constants, cores, plain)
     sizes = (size for p in products for size in (*p.out.shape, p.a.shape[-1]))
     return Options("products", tuple(sizes), tiles)
 

@@ -40,6 +40,8 @@ for _dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
         "cmf_sr": partial(_hadamard, "shared", _make),
         "tucker": partial(_tucker, _make),
     }
+    if _dtype in (torch.float16, torch.float64):  # cp and cmf_sr are parts of cmf
+        del _calls["cp"], _calls["cmf_sr"]
     for _name, _call in _calls.items():
         _dtype_name = str(_dtype).removeprefix("torch.")
         shipped(f"{_name}_{_dtype_name}", _call, every=_dtype != torch.float16)
