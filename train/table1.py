@@ -53,7 +53,8 @@ MAY_CHANGE = ("rows", "seeds", "jobs", "kernels", "device", "out")
 #: How a row trains, where the preset's own schedule is for another purpose.
 PROTOCOL: dict[str, dict[str, Any]] = {
     "paper": {},
-    "demo": {"lr_generator": 1e-3, "anneal": 0.5, "mirror": True, "log_every": 10,
+    "demo": {"lr_generator": 1e-3, "lr_frame": 2e-4, "lr_seq": 1e-4, "lr_sync": 1e-4,
+             "betas": (0.5, 0.999), "anneal": 0.5, "mirror": True, "log_every": 10,
              "loss": LossConfig(l1_top=300.0)},
 }  # fmt: skip
 
