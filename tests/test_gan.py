@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_model import SMALL
-from train.config import LossConfig, TrainConfig
+from train.config import PRESETS, LossConfig, TrainConfig
 from train.gan import Batch, Trainer, choose, generator_term, take_audio, take_frames, weigh
 from train.losses import (
     bottom_half,
@@ -148,3 +148,30 @@ def test_learning_rates_fall_over_the_last_share_of_the_steps():
     t = trainer()
     t.anneal(0.99)
     assert t.optimizers["generator"].param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_demo_step_takes_few_tiles_and_fills_them(monkeypatch):
+    """The interpreter's time goes by tiles, and by their elements whether they are used or not."""
+    from polyfusion.kernels import final, hadamard, matmul, norm
+
+    tiles = []
+
+    def count(kernel, grid, *_arguments, **constants):
+        size = math.prod(constants.get(f"BLOCK_{letter}", 1) for letter in "TPC")
+        tiles.append((kernel.fn.__name__, math.prod(grid), size))
+
+    for module in (final, hadamard, matmul, norm):
+        monkeypatch.setattr(module, "launch", count)
+    config = dataclasses.replace(PRESETS["demo"], kernels="triton")
+    trainer(config).step(batch(config), torch.Generator().manual_seed(0))
+    assert len(tiles) <= 40
+    assert sum(number for _name, number, _size in tiles) <= 60
+    frames, size = config.batch_size * config.frames, config.model
+    pixels = [size.height * size.width >> 2 * (i + 1) for i in range(size.depth)]
+    used = frames * sum(
+        n * c * (1 if i == 0 else 2)
+        for i, (n, c) in enumerate(zip(pixels, size.channels(size.base_channels), strict=True))
+    )
+    computed = sum(n * size for name, n, size in tiles if name == "_apply_kernel")
+    assert computed <= 1.1 * used

@@ -106,11 +106,14 @@ def train(config: TrainConfig) -> Path:
                         metrics["speed/data_wait_share"] = waited / seconds
                         log.write(step, metrics)
                         bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
+            pairs = []
             if step % config.validate_every == 0 or last:
-                log.write(step, validate(trainer, validation))
+                pairs = generate(trainer, validation, len(validation))
+                log.write(step, validate(pairs))
                 last = last or stalled(run, config.patience)
             if step % config.sample_every == 0 or last:
-                write_samples(trainer, validation, run / "samples", f"step_{step:06d}")
+                pairs = pairs or generate(trainer, validation, SAMPLED_CLIPS)
+                write_samples(pairs, validation, run / "samples", f"step_{step:06d}")
             if step % config.checkpoint_every == 0 or last:
                 check_finite(finite, terms, step, saved, run)
                 save(trainer, run, step)
@@ -219,10 +222,10 @@ def generate(trainer: BaseTrainer, data: PreparedSet, count: int) -> list[tuple[
     return pairs
 
 
-def validate(trainer: BaseTrainer, data: PreparedSet) -> dict[str, float]:
-    """Mean L1 and PSNR (whole frame and bottom half) over the validation clips."""
+def validate(pairs: list[tuple[Batch, Tensor]]) -> dict[str, float]:
+    """Mean L1 and PSNR (whole frame and bottom half) over the pairs of :func:`generate`."""
     rows = []
-    for batch, generated in generate(trainer, data, len(data)):
+    for batch, generated in pairs:
         bottom = bottom_half(generated), bottom_half(batch.frames)
         rows.append(
             torch.stack(
@@ -237,10 +240,12 @@ def validate(trainer: BaseTrainer, data: PreparedSet) -> dict[str, float]:
     return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
 
 
-def write_samples(trainer: BaseTrainer, data: PreparedSet, folder: Path, name: str) -> None:
-    """Write the picture grid and the video of a few validation clips."""
+def write_samples(
+    pairs: list[tuple[Batch, Tensor]], data: PreparedSet, folder: Path, name: str
+) -> None:
+    """Write the picture grid and the video of the first few pairs of :func:`generate`."""
     folder.mkdir(exist_ok=True)
-    pairs = generate(trainer, data, SAMPLED_CLIPS)
+    pairs = pairs[:SAMPLED_CLIPS]
     length = min(generated.shape[1] for _, generated in pairs)
     real = torch.cat([batch.frames[:, :length] for batch, _ in pairs])
     made = torch.cat([generated[:, :length] for _, generated in pairs])
