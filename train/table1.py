@@ -142,7 +142,7 @@ class Table1Config:
 TABLES = {
     "paper": Table1Config(),
     "demo": Table1Config(
-        preset="demo", seeds=2, pretrain_steps=1500, steps=800, batch_size=8, frames=10,
+        preset="demo", seeds=3, pretrain_steps=1500, steps=800, batch_size=8, frames=10,
         synthetic_clips=720, synthetic_speakers=240,
     ),
 }  # fmt: skip
