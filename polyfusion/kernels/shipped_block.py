@@ -53,8 +53,10 @@ for _dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
         "conv_1024": partial(_conv, _dtype, 1024, 4, 3),
         "conv_128": partial(_conv, _dtype, 128, 8, 6),
     }
-    if _dtype in (torch.float16, torch.float64):  # one size is enough
-        del _calls["norm"], _calls["conv_1024"]
+    if _dtype != torch.bfloat16:  # one size is enough
+        del _calls["conv_1024"]
+    if _dtype in (torch.float16, torch.float64):
+        del _calls["norm"]
     for _name, _call in _calls.items():
         _dtype_name = str(_dtype).removeprefix("torch.")
         shipped(f"{_name}_{_dtype_name}", _call, every=_dtype != torch.float16)
