@@ -14,13 +14,13 @@ import pytest
 from train import table1 as command
 from train.config import PRESETS, UserError
 from train.evaluate import EVALUATION_FILE
-from train.jobs import Job, JobFailed, run_jobs
 from train.methods import METHODS, PAPER_GRID, PAPER_ROWS
 from train.metrics.score import Score
 from train.metrics.table import COLUMNS, to_json
 from train.prepare import prepare_synthetic
 from train.table1 import TABLES, claim, plan
 from train.table1_report import read_lines, table_rows, write_report, write_table
+from train.tasks import Task, TaskFailed, run_tasks
 
 
 def write_text(path: str, text: str) -> None:
@@ -38,24 +38,24 @@ def outlive() -> None:
 def test_jobs_wait_for_what_they_need_and_leave_out_what_is_done(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     jobs = [
-        Job("b", write_text, (str(second), "b"), ("a",)),
-        Job("a", write_text, (str(first), "a")),
-        Job("c", fail, (), done=lambda: True),
+        Task("b", write_text, (str(second), "b"), ("a",)),
+        Task("a", write_text, (str(first), "a")),
+        Task("c", fail, (), done=lambda: True),
     ]
     order = []
-    assert run_jobs(jobs, tmp_path, 2, lambda job: order.append(job.name)) == []
+    assert run_tasks(jobs, tmp_path, 2, lambda job: order.append(job.name)) == []
     assert order == ["a", "b"]
     assert second.read_text() == "b"
 
 
 def test_a_failed_job_stops_only_what_needs_it(tmp_path):
-    jobs = [Job("bad", fail, ()), Job("good", write_text, (str(tmp_path / "good"), "x"))]
-    assert run_jobs(jobs, tmp_path, 2) == ["bad"]
+    jobs = [Task("bad", fail, ()), Task("good", write_text, (str(tmp_path / "good"), "x"))]
+    assert run_tasks(jobs, tmp_path, 2) == ["bad"]
     assert (tmp_path / "good").exists()
     assert "error: --this is not possible" in (tmp_path / "bad.log").read_text()
-    jobs.append(Job("after", write_text, (str(tmp_path / "after"), "x"), ("bad",)))
-    with pytest.raises(JobFailed, match="bad failed: --this is not possible"):
-        run_jobs(jobs, tmp_path, 1)
+    jobs.append(Task("after", write_text, (str(tmp_path / "after"), "x"), ("bad",)))
+    with pytest.raises(TaskFailed, match="bad failed: --this is not possible"):
+        run_tasks(jobs, tmp_path, 1)
     assert not (tmp_path / "after").exists()
 
 

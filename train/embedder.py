@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from train.cli import run
 from train.config import UserError
 from train.data.prepared import DataError, PreparedSet
 from train.loop import pick_device
 from train.metrics.identity import OURS, OurEmbedder
-from train.metrics.score import MetricError
 from train.metrics.weights import claim_file, freeze, save_network
 from train.syncnet import data_root, spread
 
@@ -195,15 +195,7 @@ def verify(network: OurEmbedder, unseen: PreparedSet, device: torch.device) -> d
 
 def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        train_embedder(tyro.cli(EmbedderConfig, prog="python -m train.embedder"))
-    except (UserError, DataError, MetricError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: train_embedder(tyro.cli(EmbedderConfig, prog="python -m train.embedder")))
 
 
 if __name__ == "__main__":

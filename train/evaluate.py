@@ -25,12 +25,12 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from polyfusion.ops._dispatch import KernelsUnavailable
 from train.checkpoint import load_modules, read_checkpoint
+from train.cli import run
 from train.config import CONFIG_FILE, TrainConfig, UserError, load_config
 from train.data.batches import by_turns, open_set
-from train.data.media import MediaError, read_media
-from train.data.prepared import DataError, PreparedSet, read_manifest, write_atomically
+from train.data.media import read_media
+from train.data.prepared import PreparedSet, read_manifest, write_atomically
 from train.gan import Batch
 from train.loop import find_data, pick_device, to_device
 from train.metrics.identity import load_embedder
@@ -226,21 +226,12 @@ def show(row: Row, meters: Meters, what: str) -> None:
 
 def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        evaluate(
-            tyro.cli(
-                EvaluateConfig,
-                prog="python -m train.evaluate",
-                description=inspect.cleandoc(__doc__ or ""),
-            )
+    description = inspect.cleandoc(__doc__ or "")
+    return run(
+        lambda: evaluate(
+            tyro.cli(EvaluateConfig, prog="python -m train.evaluate", description=description)
         )
-    except (UserError, DataError, MetricError, MediaError, KernelsUnavailable) as error:
-        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    )
 
 
 if __name__ == "__main__":

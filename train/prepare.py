@@ -26,6 +26,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from train.cli import run
+
 from .data import grid
 from .data.parallel import Job, run_jobs, usable_cores
 from .data.prepared import (
@@ -396,19 +398,13 @@ def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
 def main() -> int:
     """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"grid": prepare_grid, "synthetic": prepare_synthetic},
-            prog="python -m train.prepare",
-            description="Prepare training data. Example: python -m train.prepare grid RAW OUT",
-        )
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues where this one was", file=sys.stderr)
-        return 130
-    return 0
+    command = functools.partial(
+        tyro.extras.subcommand_cli_from_dict,
+        {"grid": prepare_grid, "synthetic": prepare_synthetic},
+        prog="python -m train.prepare",
+        description="Prepare training data. Example: python -m train.prepare grid RAW OUT",
+    )
+    return run(command, "the same command continues where this one was")
 
 
 if __name__ == "__main__":

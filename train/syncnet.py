@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from train.cli import run
 from train.config import PRESETS, TrainConfig, UserError
 from train.data.prepared import DataError, PreparedSet
 from train.loop import find_data, pick_device
 from train.metrics.mfcc import mfcc
-from train.metrics.score import MetricError
 from train.metrics.sync import FPS, MIN_FRAMES, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
 from train.metrics.syncnet import OURS, OurSyncNet, mfcc_windows
 from train.metrics.weights import claim_file, freeze, save_network
@@ -243,15 +243,7 @@ def find_shifts(
 
 def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        train_syncnet(tyro.cli(SyncNetConfig, prog="python -m train.syncnet"))
-    except (UserError, DataError, MetricError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: train_syncnet(tyro.cli(SyncNetConfig, prog="python -m train.syncnet")))
 
 
 if __name__ == "__main__":

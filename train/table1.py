@@ -30,20 +30,18 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from polyfusion.ops._dispatch import KernelsUnavailable
 from train.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from train.cli import run
 from train.config import PRESETS, LossConfig, TrainConfig, UserError, default_preset, option
-from train.data.media import MediaError
-from train.data.prepared import DataError, write_atomically
+from train.data.prepared import write_atomically
 from train.embedder import EmbedderConfig, train_embedder
 from train.evaluate import EVALUATION_FILE, EvaluateConfig, evaluate
-from train.jobs import Job, JobFailed, run_jobs
 from train.loop import find_data, pick_device, train
 from train.methods import METHODS, PAPER_ROWS
-from train.metrics.score import MetricError
 from train.rundir import read_metrics, stalled
 from train.syncnet import SyncNetConfig, train_syncnet
 from train.table1_report import PRETRAIN, SETTINGS_FILE, TRUTH, write_report, write_table
+from train.tasks import Task, run_tasks
 
 SYNCNET, EMBEDDER = "syncnet.safetensors", "embedder.safetensors"
 #: What may differ between a table and its continuation.
@@ -153,7 +151,7 @@ def table1(config: Table1Config) -> Path:
     out = config.out
     claim(config)
     root = find_data(config.base())
-    failed = run_jobs(plan(config, root), out, config.at_once(), lambda _: write_table(out))
+    failed = run_tasks(plan(config, root), out, config.at_once(), lambda _: write_table(out))
     if failed:
         print(f"failed, and left out of the table: {', '.join(failed)}; see {out}/*.log")
     text = write_table(out)
@@ -162,7 +160,7 @@ def table1(config: Table1Config) -> Path:
     return report
 
 
-def plan(config: Table1Config, root: Path) -> list[Job]:
+def plan(config: Table1Config, root: Path) -> list[Task]:
     """Every piece of work, in the order in which it is begun; what is done already is left out."""
     out = config.out
     base = dataclasses.replace(config.base(), data=str(root))
@@ -173,10 +171,10 @@ def plan(config: Table1Config, root: Path) -> list[Job]:
             embedder=out / EMBEDDER, kernels=config.kernels, device=config.device, **options,
         )  # fmt: skip
 
-    def row(name: str, training: TrainConfig, *needs: str) -> Job:
+    def row(name: str, training: TrainConfig, *needs: str) -> Task:
         run = out / name
         training = dataclasses.replace(training, out=run)
-        return Job(
+        return Task(
             name, fill_row, (training, measuring(run)), needs, training.steps,
             at=lambda: progress(run), done=lambda: (run / EVALUATION_FILE).exists(),
         )  # fmt: skip
@@ -185,9 +183,9 @@ def plan(config: Table1Config, root: Path) -> list[Job]:
     truth = measuring(out / PRETRAIN, ground_truth=True, out=out / f"{TRUTH}.json")
     jobs = [
         row(PRETRAIN, config.scheduled(pretraining, config.pretrain_steps), "networks"),
-        Job("networks", train_networks, (out, str(root), config.device),
+        Task("networks", train_networks, (out, str(root), config.device),
             done=lambda: (out / SYNCNET).exists() and (out / EMBEDDER).exists()),
-        Job(TRUTH, evaluate, (truth,), ("networks", PRETRAIN),
+        Task(TRUTH, evaluate, (truth,), ("networks", PRETRAIN),
             done=lambda: (out / f"{TRUTH}.json").exists()),
     ]  # fmt: skip
     for seed in range(config.seeds):
@@ -270,15 +268,7 @@ def parse(args: list[str] | None = None) -> Table1Config:
 
 def main() -> int:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        table1(parse())
-    except (UserError, DataError, MetricError, MediaError, KernelsUnavailable, JobFailed) as error:
-        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: table1(parse()), "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tqdm import tqdm
 POLL = 0.5  # seconds
 
 
-class JobFailed(RuntimeError):
+class TaskFailed(RuntimeError):
     """Work that others wait for failed; the message is one line for the user."""
 
 
@@ -33,8 +33,8 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class Job:
-    """``call(*arguments)`` in a process of its own, once the jobs it ``needs`` are done.
+class Task:
+    """``call(*arguments)`` in a process of its own, once the tasks it ``needs`` are done.
 
     ``steps`` and ``at()`` measure its progress; it is left out where ``done()`` already.
     """
@@ -48,53 +48,55 @@ class Job:
     done: Callable[[], bool] = _never
 
 
-def run_jobs(
-    jobs: list[Job], out: Path, at_once: int, on_done: Callable[[Job], Any] = lambda _: None
+def run_tasks(
+    tasks: list[Task], out: Path, at_once: int, on_done: Callable[[Task], Any] = lambda _: None
 ) -> list[str]:
-    """Run ``jobs`` in order, ``at_once`` at a time, with logs OUT/<name>.log and a progress bar.
+    """Run ``tasks`` in order, ``at_once`` at a time, with logs OUT/<name>.log and a progress bar.
 
     A failure does not stop the others, but for those that need it; their names are returned.
-    :class:`JobFailed` if the failed one was needed.
+    :class:`TaskFailed` if the failed one was needed.
     """
-    waiting = [job for job in jobs if not job.done()]
-    finished = {job.name for job in jobs if job not in waiting}
+    waiting = [task for task in tasks if not task.done()]
+    finished = {task.name for task in tasks if task not in waiting}
     failed: list[str] = []
-    running: dict[SpawnProcess, Job] = {}
+    running: dict[SpawnProcess, Task] = {}
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    total = sum(job.steps for job in jobs)
-    before = sum(job.steps for job in jobs if job.name in finished)
-    before += sum(min(job.at(), job.steps) for job in waiting)
+    total = sum(task.steps for task in tasks)
+    before = sum(task.steps for task in tasks if task.name in finished)
+    before += sum(min(task.at(), task.steps) for task in waiting)
     bar = tqdm(total=total, initial=before, unit="step", dynamic_ncols=True, smoothing=0.02)
     try:
         while waiting or running:
-            for job in [j for j in waiting if finished.issuperset(j.needs)]:
+            for task in [j for j in waiting if finished.issuperset(j.needs)]:
                 if len(running) >= at_once:
                     break
-                waiting.remove(job)
-                log = out / f"{job.name}.log"
+                waiting.remove(task)
+                log = out / f"{task.name}.log"
                 process = context.Process(
-                    target=_work, args=(job.call, job.arguments, str(log), threads)
+                    target=_work, args=(task.call, task.arguments, str(log), threads)
                 )
                 process.start()
-                running[process] = job
+                running[process] = task
             if not running:
-                lost = ", ".join(sorted({need for job in waiting for need in job.needs} - finished))
-                raise JobFailed(f"{lost} failed: {_last_line(out / f'{failed[0]}.log')}")
+                lost = ", ".join(
+                    sorted({need for task in waiting for need in task.needs} - finished)
+                )
+                raise TaskFailed(f"{lost} failed: {_last_line(out / f'{failed[0]}.log')}")
             time.sleep(POLL)
             for process in [p for p in running if not p.is_alive()]:
                 process.join()
-                job = running.pop(process)
+                task = running.pop(process)
                 if process.exitcode == 0:
-                    finished.add(job.name)
-                    bar.write(f"done    {job.name}")
-                    on_done(job)
+                    finished.add(task.name)
+                    bar.write(f"done    {task.name}")
+                    on_done(task)
                 else:
-                    failed.append(job.name)
-                    bar.write(f"failed  {job.name}: {_last_line(out / f'{job.name}.log')}")
-            done = sum(job.steps for job in jobs if job.name in finished)
-            done += sum(min(job.at(), job.steps) for job in running.values())
-            bar.set_postfix_str(" ".join(sorted(job.name for job in running.values())))
+                    failed.append(task.name)
+                    bar.write(f"failed  {task.name}: {_last_line(out / f'{task.name}.log')}")
+            done = sum(task.steps for task in tasks if task.name in finished)
+            done += sum(min(task.at(), task.steps) for task in running.values())
+            bar.set_postfix_str(" ".join(sorted(task.name for task in running.values())))
             bar.update(max(0, done - bar.n))
     finally:
         bar.close()
@@ -106,7 +108,7 @@ def run_jobs(
 
 
 def _work(call: Callable[..., Any], arguments: tuple[Any, ...], log: str, threads: int) -> None:
-    """In the job's process: its output goes to the log, and it ends with its parent."""
+    """In the task's process: its output goes to the log, and it ends with its parent."""
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
