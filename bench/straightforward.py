@@ -230,7 +230,9 @@ class PlainTrainer:
                 "g_sync": 0.5 * cross_entropy(logits["sync_fake"], 1),
                 "l1": error[..., middle:, :].mean(),
                 "l1_top": error[..., :middle, :].mean(),
-                "omega": sum(p.norm() for p in self.model.fusion.parameters()),
+                "omega": torch.cat([p.flatten() for p in self.model.fusion.parameters()])
+                .square()
+                .mean(),
             }
             w = self.config.loss
             total = (
