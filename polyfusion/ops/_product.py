@@ -47,7 +47,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is None and a.stride(0) == 1 < a.stride(1):  # oneDNN wants rows of the first
+        # oneDNN wants rows of the first: where both would be copied for that, copy the smaller.
+        if bias is None and a.stride(0) == 1 < a.stride(1) and b.shape[1] < a.shape[0]:
             return matmul(b.mT, a.mT).mT
         return matmul(a, b, bias)
 
