@@ -56,17 +56,22 @@ class BaseTrainer:
         """What every optimiser trains and its learning rate, by the optimiser's name."""
         raise NotImplementedError
 
+    def code_parameters(self) -> list[nn.Parameter]:
+        """Those whose learning rate is ``code_rate`` times their optimiser's."""
+        return []
+
     def make_optimizers(self) -> None:
         """Create the optimisers, over what is trainable now (after freezing, before loading)."""
-        self.optimizers = {
-            name: torch.optim.Adam(
-                [p for p in module.parameters() if p.requires_grad],
-                lr,
-                self.config.betas,
-                fused=True,
-            )
-            for name, (module, lr) in self.rates().items()
-        }
+        code = {p for p in self.code_parameters() if self.config.code_rate != 1}
+        self.optimizers = {}
+        for name, (module, lr) in self.rates().items():
+            trainable = [p for p in module.parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for p in trainable if p not in code]},
+                {"params": [p for p in trainable if p in code], "lr": self.config.code_rate * lr},
+            ]
+            groups = [group for group in groups if group["params"]]
+            self.optimizers[name] = torch.optim.Adam(groups, lr, self.config.betas, fused=True)
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates for a run that is ``progress`` (0 to 1) done."""

@@ -82,9 +82,7 @@ def load_optimizers(
         for key, value in tensors.items():
             if key.startswith(prefix):
                 index, field = key[len(prefix) :].split(".")
-                if (
-                    value.ndim
-                ):  # in the parameter's memory format: fused Adam needs that
+                if value.ndim:  # in the parameter's memory format: fused Adam needs that
                     value = torch.empty_like(parameters[int(index)]).copy_(value)
                 own["state"].setdefault(int(index), {})[field] = value
         optimizer.load_state_dict(own)

@@ -109,6 +109,9 @@ class TrainConfig:
     """Flip training clips left to right at random."""
     lr_generator: float = 1e-4
     """Adam's learning rate for the generator, fusion and encoders."""
+    code_rate: float = 1.0
+    """Learning rate of the last layer of the identity encoder, times the generator's. Below 1 it
+    keeps z_d from sticking to the ends of its tanh, where a fusion has nothing to multiply."""
     lr_frame: float = 1e-4
     """Adam's learning rate for the frame discriminator."""
     lr_seq: float = 1e-5
@@ -161,6 +164,8 @@ class TrainConfig:
         for name in ("workers", "patience"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected 0 or more")
+        if not self.code_rate > 0:
+            raise ValueError(f"--code-rate {self.code_rate}: expected a positive number")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if not 0 <= self.deblur_share < 1:

@@ -84,6 +84,9 @@ class Trainer(BaseTrainer):
             "sync": (d.sync, c.lr_sync),
         }
 
+    def code_parameters(self) -> list[nn.Parameter]:
+        return list(self.model.identity.head.parameters())
+
     def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Update the discriminators, then the generator; return every loss term (0-d tensors)."""
         size = self.config.model

@@ -147,11 +147,12 @@ def remarks(out: Path, lines: list[Line], notes: list[str]) -> list[str]:
     of = next((line.of for line in lines if line.of), "")
     seeds = max((len(line.rows) for line in lines), default=0)
     networks = next((line.networks for line in lines if line.networks), {})
+    spread = f"mean ± deviation over {seeds} seeds; " if seeds > 1 else "one seed; "
     named = ", ".join(f"{key}: {value}" for key, value in networks.items() if value)
     return [
         f"Measured on {of}. {settings['preset']} preset, {settings['steps']} steps of "
         f"{settings['batch_size']} clips × {settings['frames']} frames a row (pretraining "
-        f"{settings['pretrain_steps']}); mean ± deviation over {seeds} seeds; bold: best row.",
+        f"{settings['pretrain_steps']}); {spread}bold: best row.",
         f"Measured by: {named or 'no networks'}. ACD and AV confidence depend on these networks "
         "and cannot be compared with the paper's, whose ACD is in an unknown normalisation.",
         *(f"[{number}] {note}" for number, note in enumerate(notes, 1)),

@@ -34,16 +34,16 @@ class Score:
 def mean_score(scores: Iterable[Score]) -> Score:
     """Mean of the scores that have a value.
 
-    If some have none, the reason of the first is kept with their number; if all, so is the dash.
+    If some have none, the reason of the first is kept with their number; if all, it is the dash's.
     """
     scores = list(scores)
     values = [score.value for score in scores if score.value is not None]
     missing = [score.reason for score in scores if score.value is None]
     if not scores:
         return Score(None, "no clips")
-    note = f"{len(missing)} of {len(scores)} clips left out: {missing[0]}" if missing else ""
     if not values:
-        return Score(None, missing[0] if len(scores) == 1 else note)
+        return Score(None, missing[0])
+    note = f"{len(missing)} of {len(scores)} clips left out: {missing[0]}" if missing else ""
     return Score(math.fsum(values) / len(values), note)
 
 
