@@ -150,6 +150,22 @@ def test_learning_rates_fall_over_the_last_share_of_the_steps():
     assert t.optimizers["generator"].param_groups[0]["lr"] == 1e-3
 
 
+def test_the_code_learns_at_a_rate_of_its_own():
+    def moved(share: float) -> tuple[float, float]:
+        t = trainer(dataclasses.replace(CONFIG, code_rate=share))
+        watched = t.model.identity.head.weight, t.model.identity.convs[0].weight
+        before = [weight.detach().clone() for weight in watched]
+        t.step(batch(), torch.Generator().manual_seed(0))
+        return tuple((w - b).abs().max().item() for w, b in zip(watched, before, strict=True))
+
+    assert moved(1.0) == pytest.approx((1e-3, 1e-3), rel=1e-2)  # Adam's first step is the rate
+    assert moved(0.01) == pytest.approx((1e-5, 1e-3), rel=1e-2)
+    t = trainer(dataclasses.replace(CONFIG, code_rate=0.01, anneal=1.0))
+    t.anneal(0.5)
+    rates = [group["lr"] for group in t.optimizers["generator"].param_groups]
+    assert rates == pytest.approx([5e-4, 5e-6])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_demo_step_takes_few_tiles_and_fills_them(monkeypatch):
     """The interpreter's time goes by tiles, and by their elements whether they are used or not."""
