@@ -143,7 +143,7 @@ class Table1Config:
 TABLES = {
     "paper": Table1Config(),
     "demo": Table1Config(
-        preset="demo", seeds=3, pretrain_steps=1800, steps=900, batch_size=8, frames=10, rank=64,
+        preset="demo", seeds=3, pretrain_steps=1600, steps=800, batch_size=8, frames=10, rank=64,
         synthetic_clips=2400, synthetic_speakers=2400,
     ),
 }  # fmt: skip
