@@ -133,10 +133,26 @@ def test_mistakes_are_one_line(few, tmp_path, monkeypatch, capsys, args, message
 
 
 def test_too_few_speakers_is_one_line(tmp_path, monkeypatch, capsys):
-    root = prepare_synthetic(tmp_path / "set", clips=4, speakers=3, seconds=0.2, workers=1)
+    root = prepare_synthetic(tmp_path / "set", clips=4, speakers=3, seconds=0.4, workers=1)
     code, error = command(monkeypatch, capsys, "--out", tmp_path / "x", "--data", root)
     assert code == 2
     assert "one speaker in the training split" in error[0]
+
+
+def test_nobody_unseen_is_one_line(tmp_path, monkeypatch, capsys):
+    root = prepare_synthetic(tmp_path / "set", clips=8, speakers=2, seconds=0.4, workers=1)
+    code, error = command(monkeypatch, capsys, "--out", tmp_path / "x", "--data", root)
+    assert code == 2
+    assert "at least two speakers outside the training split" in error[0]
+
+
+def test_one_picture_of_a_speaker_is_one_line(tmp_path, monkeypatch, capsys):
+    root = prepare_synthetic(tmp_path / "set", clips=12, speakers=12, seconds=0.2, workers=1)
+    code, error = command(
+        monkeypatch, capsys, "--out", tmp_path / "x", "--data", root, "--steps", "1"
+    )
+    assert code == 2
+    assert "one picture of every speaker outside" in error[0]
 
 
 def test_file_of_another_network_is_one_line(tmp_path):

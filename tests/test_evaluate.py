@@ -197,13 +197,14 @@ def test_a_training_stops_at_a_plateau(tmp_path):
         (tmp_path / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     log(20, 21, 20.5, 20.9)
-    assert stalled(tmp_path, 2)
-    assert not stalled(tmp_path, 3)
-    assert not stalled(tmp_path, 0)
+    assert stalled(tmp_path, 2, 9)
+    assert not stalled(tmp_path, 3, 9)
+    assert not stalled(tmp_path, 0, 9)
+    assert not stalled(tmp_path, 2, 2)  # what came after the checkpoint was lost
     log(20, 21, 20.5, 21.1)
-    assert not stalled(tmp_path, 2)
+    assert not stalled(tmp_path, 2, 9)
     log(20)
-    assert not stalled(tmp_path, 1)
+    assert not stalled(tmp_path, 1, 9)
 
 
 def test_a_stalled_run_ends_early_with_its_checkpoint_and_is_not_resumed(

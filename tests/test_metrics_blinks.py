@@ -34,6 +34,11 @@ def test_without_peaks_the_blink_reaches_to_the_ends_of_the_clip():
     assert find_blinks(flat, edges="level").tolist() == [[20, 28]]
 
 
+def test_a_blink_may_end_on_the_last_frame_before_the_next_closing():
+    ear = [0.3, 0.31, 0.3, 0.1, 0.1, 0.15, 0.2, 0.3, 0.27, 0.1, 0.1, 0.15, 0.3, 0.31, 0.3]
+    assert find_blinks(np.array(ear)).tolist() == [[1, 7], [7, 13]]
+
+
 def test_closing_that_is_a_peak_starts_there():
     ear = signal(noise=False)
     ear[30] = 0.31

@@ -109,6 +109,7 @@ def test_spread():
         (["--steps", "0"], "--steps 0: expected a positive number"),
         (["--windows", "3"], "--windows 3: expected at least 15"),
         (["--learning-rate", "nan"], "--learning-rate nan: expected a positive number"),
+        (["--seed", "-1"], "--seed -1: expected 0 or more"),
         (["--data", "nowhere"], "prepared set nowhere does not exist"),
         (["--device", "cuda:77"], "--device cuda:77: not usable here"),
         (["--windows", "60"], "no training clip of 65 frames"),
@@ -120,6 +121,20 @@ def test_mistakes_are_one_line(few, tmp_path, monkeypatch, capsys, args, message
     assert code == 2
     assert message in error[0]
     assert not (tmp_path / "x").exists()
+
+
+def test_a_batch_may_be_larger_than_the_set(few, tmp_path):
+    config = SyncNetConfig(
+        tmp_path / "x", data=str(few), steps=1, windows=15, batch_size=40, held_out=1
+    )
+    assert train_syncnet(config)["clips"] == 1
+
+
+def test_the_built_in_set_has_unseen_speakers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(syncnet, "find_data", asked.append)
+    syncnet.data_root("synthetic")
+    assert asked[0].synthetic_speakers >= 100
 
 
 def test_unsuitable_sets_are_one_line(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from train.metrics.score import Score
 from train.metrics.table import COLUMNS, to_json
 from train.prepare import prepare_synthetic
 from train.table1 import TABLES, claim, plan
-from train.table1_report import read_lines, table_rows, write_report, write_table
+from train.table1_report import Line, cell, read_lines, table_rows, write_report, write_table
 from train.tasks import Task, TaskFailed, run_tasks
 
 
@@ -57,6 +57,10 @@ def test_a_failed_job_stops_only_what_needs_it(tmp_path):
     with pytest.raises(TaskFailed, match="bad failed: --this is not possible"):
         run_tasks(jobs, tmp_path, 1)
     assert not (tmp_path / "after").exists()
+    jobs = [Task("loner", fail, ()), Task("needed", fail, ()), *jobs[-1:]]
+    jobs[-1] = dataclasses.replace(jobs[-1], needs=("needed",))
+    with pytest.raises(TaskFailed, match=r"^needed failed: .*needed\.log"):
+        run_tasks(jobs, tmp_path, 1)
 
 
 def test_the_plan_is_the_papers_protocol(tmp_path):
@@ -132,6 +136,8 @@ def test_the_papers_numbers_cover_its_rows():
         (["--rows", "cp", "foo"], "--rows foo: expected some of tucker"),
         (["--seeds", "0"], "--seeds 0: expected a positive number"),
         (["--jobs", "-1"], "--jobs -1"),
+        (["--rows", "cp", "cp"], "--rows cp cp: expected each row once"),
+        (["--frames", "3", "--out", "OUT"], "--frames 3"),
         (["--data", "nowhere", "--out", "OUT"], "does not exist"),
         (["--data", "nowhere", "--out", "FULL"], "not empty and no table"),
         (["--steps", "7", "--out", "TABLE"], "holds a table with --steps"),
@@ -150,6 +156,26 @@ def test_mistakes_are_one_line(args, says, tmp_path, monkeypatch, capsys):
         code = exit_.code
     assert code == 2
     assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()  # a mistake claims nothing
+
+
+def test_offsets_are_listed_and_labels_can_be_drawn(tmp_path):
+    line = Line("PF-CP, Ω norm", "cp-norm")
+    line.rows = [{"av_offset": Score(value)} for value in (0.0, 0.0, -14.0)]
+    offset = next(column for column in COLUMNS if column.key == "av_offset")
+    assert cell(line, offset) == "0, 0, -14"
+    line.rows = line.rows[:2]
+    assert cell(line, offset) == "0"
+
+
+def test_the_report_shows_whichever_seed_finished(tmp_path):
+    fake_table(tmp_path)
+    lines = {line.key: line for line in read_lines(tmp_path)}
+    assert lines["cp"].runs == [tmp_path / "cp-0", tmp_path / "cp-1"]
+    (tmp_path / "cp-0" / EVALUATION_FILE).unlink()
+    lines = {line.key: line for line in read_lines(tmp_path)}
+    assert lines["cp"].runs == [tmp_path / "cp-1"]
+    assert "one seed" in write_table(tmp_path)
 
 
 @pytest.mark.slow

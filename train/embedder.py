@@ -125,12 +125,18 @@ def train_embedder(config: EmbedderConfig) -> dict[str, float]:
 
 
 def open_unseen(root: Path) -> PreparedSet:
-    """The clips outside the training split; DataError unless they have two speakers."""
+    """The clips of speakers outside the training split; DataError unless they can be told apart."""
     data = PreparedSet(root, None)
-    data.clips = [clip for clip in data.clips if clip["split"] != "train"]
+    seen = {clip["speaker"] for clip in data.clips if clip["split"] == "train"}
+    data.clips = [clip for clip in data.clips if clip["speaker"] not in seen]
     data.speakers = sorted({clip["speaker"] for clip in data.clips})
     if len(data.speakers) < 2:
         raise DataError(f"{root}: expected at least two speakers outside the training split")
+    if len(data.clips) == len(data.speakers) and all(c["frames"] <= EVERY for c in data.clips):
+        raise DataError(
+            f"{root}: one picture of every speaker outside the training split; expected clips of "
+            f"more than {EVERY} frames, or several of a speaker"
+        )
     return data
 
 

@@ -37,6 +37,7 @@ from train.metrics.identity import load_embedder
 from train.metrics.score import MetricError, check_rates
 from train.metrics.syncnet import load_ours, load_published
 from train.metrics.table import COLUMNS, Meters, Pair, Row, measure, to_json
+from train.metrics.weights import claim_file
 from train.samples import to_uint8
 from train.trainers import build_model
 
@@ -58,7 +59,7 @@ class EvaluateConfig:
     data: str | None = None
     """`synthetic` or a prepared set (default: the run's own)."""
     split: Literal["train", "val", "test"] = "test"
-    """Which clips; the speakers of `test` are in no other split."""
+    """Which clips; the speakers of `test` are in no other split, unless the set has only two."""
     clips: int = 60
     """At most so many clips, every speaker's first one before any second one."""
     syncnet: Path | None = None
@@ -89,6 +90,8 @@ def evaluate(config: EvaluateConfig) -> Row:
     """Measure, print and keep one row; UserError, DataError or MetricError for what cannot be."""
     device = pick_device(config.device)
     out, norm = config.out, None
+    if out is not None:
+        claim_file(out)
     if config.real is not None:
         if config.ground_truth:
             raise UserError("--ground-truth and --real: give one of them")
@@ -100,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> Row:
         if not (config.target / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
             raise UserError(f"{config.target}: a video needs its real one: --real REAL")
         run, model = load_run(config.target, device, config.kernels)
-        root = Path(config.data) if config.data not in (None, "synthetic") else find_data(run)
+        root = find_data(run if config.data is None else dataclasses.replace(run, data=config.data))
         data = test_clips(run, root, config.split, config.clips)
         eyes = read_manifest(root).get("source") == "synthetic"
         meters = load_meters(config, eyes=eyes, device=device)

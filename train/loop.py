@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> Path:
             f"{config.resume}: already at step {start} of {config.steps}; "
             f"go further with --steps {2 * start}"
         )
-    if start and stalled(config.resume, config.patience):  # type: ignore[arg-type]
+    if start and stalled(config.resume, config.patience, start):  # type: ignore[arg-type]
         raise UserError(
             f"{config.resume}: stopped at step {start}, after {config.patience} validations "
             "without a better PSNR; go on with --patience 0"
@@ -112,7 +112,7 @@ def train(config: TrainConfig) -> Path:
             if step % config.validate_every == 0 or last:
                 pairs = generate(trainer, validation, len(validation))
                 log.write(step, validate(pairs))
-                last = last or stalled(run, config.patience)
+                last = last or stalled(run, config.patience, step)
             if step % config.sample_every == 0 or last:
                 pairs = pairs or generate(trainer, validation, SAMPLED_CLIPS)
                 write_samples(pairs, validation, run / "samples", f"step_{step:06d}")
@@ -124,7 +124,8 @@ def train(config: TrainConfig) -> Path:
                 break
     except KeyboardInterrupt:
         bar.close()
-        sys.exit(f"stopped at step {step}; go on with: python -m train --resume {run}")
+        further = f"go on with: python -m train --resume {run}"
+        sys.exit(f"stopped at step {step}; {further if saved else 'there is no checkpoint yet'}")
     finally:
         bar.close()
         log.close()

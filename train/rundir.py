@@ -111,7 +111,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def stalled(run: Path, patience: int) -> bool:
-    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before."""
-    found = [line["val/psnr"] for line in read_metrics(run) if "val/psnr" in line]
+def stalled(run: Path, patience: int, step: int) -> bool:
+    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before.
+
+    Those after ``step`` do not count: a killed run logged them and kept no checkpoint.
+    """
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    found = [line["val/psnr"] for line in lines if "val/psnr" in line]
     return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])

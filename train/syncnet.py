@@ -11,6 +11,7 @@ network has to find them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from train.cli import run
-from train.config import PRESETS, TrainConfig, UserError
+from train.config import PRESETS, UserError
 from train.data.prepared import DataError, PreparedSet
 from train.loop import find_data, pick_device
 from train.metrics.mfcc import mfcc
@@ -71,6 +72,8 @@ class SyncNetConfig:
                 raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise UserError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: expected 0 or more")
         if self.windows < SHIFT:
             raise UserError(f"--windows {self.windows}: expected at least {SHIFT}")
 
@@ -96,7 +99,9 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
     smoothed = math.log(config.windows)
     with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar:
         for _ in range(config.steps):
-            chosen = rng.choice(len(clips), config.batch_size, replace=len(clips) < 8)
+            chosen = rng.choice(
+                len(clips), config.batch_size, replace=len(clips) < config.batch_size
+            )
             pictures, sounds = draw_windows([clips[i] for i in chosen], config.windows, rng)
             loss = matching_loss(network, pictures.to(device), sounds.to(device))
             optimizer.zero_grad()
@@ -121,9 +126,15 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
 
 
 def data_root(data: str) -> Path:
-    """The directory of a prepared set; `synthetic` renders or finds the built-in one."""
-    demo: TrainConfig = PRESETS["demo"]
-    return find_data(demo) if data == "synthetic" else Path(data)
+    """The directory of a prepared set; `synthetic` renders or finds a built-in one of many faces.
+
+    The demo's own has two speakers, in every split: nobody would be left who is unseen.
+    """
+    if data != "synthetic":
+        return Path(data)
+    return find_data(
+        dataclasses.replace(PRESETS["demo"], synthetic_clips=240, synthetic_speakers=120)
+    )
 
 
 def open_split(root: Path, split: str | None) -> PreparedSet:

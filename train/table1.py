@@ -7,8 +7,8 @@
 The protocol: a SyncNet and an identity embedder are trained for the metrics; the encoders are
 pretrained with concatenation and frozen; every row then trains its fusion, generator and
 discriminators (Speech2Vid trains everything) with the same number of steps, clips and frames, once
-per seed, stops when the validation's PSNR no longer rises, and is tested on speakers of the test
-split. A run that was stopped or killed goes on with the same command, row by row.
+per seed, stops when the validation's PSNR no longer rises (not Speech2Vid), and is tested on
+speakers of the test split. A run that was stopped or killed goes on with the same command.
 
 OUT/table.md, table.json     the table so far, written after every row
 OUT/report.html              table, pictures, videos and curves in one file
@@ -33,6 +33,7 @@ import tyro
 from train.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from train.cli import run
 from train.config import PRESETS, LossConfig, TrainConfig, UserError, default_preset, option
+from train.data.batches import open_set
 from train.data.prepared import write_atomically
 from train.embedder import EmbedderConfig, train_embedder
 from train.evaluate import EVALUATION_FILE, EvaluateConfig, evaluate
@@ -41,7 +42,7 @@ from train.methods import METHODS, PAPER_ROWS
 from train.rundir import read_metrics, stalled
 from train.syncnet import SyncNetConfig, train_syncnet
 from train.table1_report import PRETRAIN, SETTINGS_FILE, TRUTH, write_report, write_table
-from train.tasks import Task, run_tasks
+from train.tasks import Task, TaskFailed, run_tasks
 
 SYNCNET, EMBEDDER = "syncnet.safetensors", "embedder.safetensors"
 #: What may differ between a table and its continuation.
@@ -109,6 +110,8 @@ class Table1Config:
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
+        if len(set(self.rows)) < len(self.rows):
+            raise UserError(f"--rows {' '.join(self.rows)}: expected each row once")
         for name in ("jobs", "patience"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name} {getattr(self, name)}: expected 0 or more")
@@ -152,15 +155,32 @@ TABLES = {
 def table1(config: Table1Config) -> Path:
     """Fill the table; return the report's path."""
     out = config.out
+    check_out(config)
+    root = check_trainings(config)
     claim(config)
-    root = find_data(config.base(), small=True)
     failed = run_tasks(plan(config, root), out, config.at_once(), lambda _: write_table(out))
-    if failed:
-        print(f"failed, and left out of the table: {', '.join(failed)}; see {out}/*.log")
     text = write_table(out)
     report = write_report(out, root)
     print(f"\n{text}\n{report}")
+    if failed:
+        raise TaskFailed(
+            f"failed: {', '.join(failed)}; see {out}/*.log; the same command tries again"
+        )
     return report
+
+
+def check_trainings(config: Table1Config) -> Path:
+    """Check every row's settings, and that the data suit them; return the data's directory."""
+    try:
+        base = config.scheduled(config.base(), config.steps)
+        for key in config.rows:
+            METHODS[key].configure(base)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    root = find_data(base, small=True)
+    for split, frames in (("train", config.frames), ("val", None), ("test", None)):
+        open_set(root, split, base.model, frames=frames)
+    return root
 
 
 def plan(config: Table1Config, root: Path) -> list[Task]:
@@ -208,7 +228,7 @@ def fill_row(training: TrainConfig, measuring: EvaluateConfig) -> None:
     run = measuring.target
     if (run / CHECKPOINT_FILE).exists():
         step = read_checkpoint(run)[1]["step"]
-        if step < training.steps and not stalled(run, training.patience):
+        if step < training.steps and not stalled(run, training.patience, step):
             train(dataclasses.replace(training, resume=run))
     else:
         if run.exists():
@@ -231,26 +251,37 @@ def progress(run: Path) -> int:
     return lines[-1]["step"] if lines else 0
 
 
-def claim(config: Table1Config) -> None:
-    """Make OUT, or check that what is there belongs to the same table."""
+def settings_of(config: Table1Config) -> dict[str, Any]:
+    """As JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def check_out(config: Table1Config) -> None:
+    """UserError unless OUT is new or empty, or holds the same table."""
     path = config.out / SETTINGS_FILE
-    settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    fixed = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
         if path.exists():
             old = json.loads(path.read_text())
-            for key, value in fixed.items():
-                if old.get(key) != value:
+            for key, value in settings_of(config).items():
+                if key not in MAY_CHANGE and old.get(key) != value:
                     flag = key.replace("_", "-")
                     raise UserError(
                         f"{config.out} holds a table with --{flag} {old.get(key)}, not {value}; "
                         "leave the flag out or choose another --out"
                     )
-        elif any(config.out.iterdir()):
+        elif config.out.exists() and any(config.out.iterdir()):
             raise UserError(f"--out {config.out}: not empty and no table; choose another directory")
-        write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
     except (OSError, ValueError) as error:
+        raise UserError(f"--out {config.out}: cannot be used ({error})") from None
+
+
+def claim(config: Table1Config) -> None:
+    """Make OUT and keep the settings there."""
+    text = json.dumps(settings_of(config), indent=2) + "\n"
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.out / SETTINGS_FILE, text.encode())
+    except OSError as error:
         raise UserError(f"--out {config.out}: cannot be used ({error})") from None
 
 

@@ -46,6 +46,7 @@ class Line:
     norms: list[float] = field(default_factory=list)
     networks: dict[str, str | None] = field(default_factory=dict)
     of: str = ""
+    runs: list[Path] = field(default_factory=list)
 
     def values(self, column: Column) -> list[float]:
         """What the seeds measured."""
@@ -80,6 +81,7 @@ def read_lines(out: Path) -> list[Line]:
                 continue
             record = json.loads(file.read_text())
             line.rows.append(from_json(record["row"]))
+            line.runs.append(file.parent)
             line.networks, line.of = record["networks"], record["of"]
             if record.get("fusion_norm") is not None:
                 line.norms.append(record["fusion_norm"])
@@ -91,12 +93,15 @@ def read_lines(out: Path) -> list[Line]:
 
 
 def cell(line: Line, column: Column) -> str:
-    """Mean ± sample deviation over the seeds, or a dash."""
+    """Mean ± sample deviation over the seeds, or a dash; an offset is not averaged but listed."""
     values = line.values(column)
     if not values:
         return "–"
+    if column.key == "av_offset":
+        found = sorted(set(values)) if len(set(values)) == 1 else values
+        return ", ".join(format(value, column.form) for value in found)
     text = format(math.fsum(values) / len(values), column.form)
-    if len(values) > 1 and column.key != "av_offset":
+    if len(values) > 1:
         text += f" ± {format(float(np.std(values, ddof=1)), column.form)}"
     return text
 
@@ -145,9 +150,12 @@ def remarks(out: Path, lines: list[Line], notes: list[str]) -> list[str]:
     """What to know for reading the table."""
     settings = json.loads((out / SETTINGS_FILE).read_text())
     of = next((line.of for line in lines if line.of), "")
-    seeds = max((len(line.rows) for line in lines), default=0)
+    seeds = sorted({len(line.rows) for line in lines if line.key in METHODS})
     networks = next((line.networks for line in lines if line.networks), {})
-    spread = f"mean ± deviation over {seeds} seeds; " if seeds > 1 else "one seed; "
+    spread = "one seed; "
+    if seeds[-1:] > [1]:
+        counts = "–".join(map(str, sorted({seeds[0], seeds[-1]})))
+        spread = f"mean ± deviation over {counts} seeds; "
     named = ", ".join(f"{key}: {value}" for key, value in networks.items() if value)
     return [
         f"Measured on {of}. {settings['preset']} preset, {settings['steps']} steps of "
@@ -184,8 +192,11 @@ def write_samples(out: Path, root: Path, lines: list[Line]) -> list[Path]:
     device = torch.device("cpu")
     folder = out / "samples"
     folder.mkdir(exist_ok=True)
-    runs = [(line.title, out / f"{line.key}-0") for line in lines if line.key in METHODS]
-    models = [(title, *load_run(run, device)) for title, run in runs]
+    runs = [(line, line.runs[0]) for line in lines if line.key in METHODS]
+    models = [
+        (line.title if line.title.isascii() else line.key, *load_run(run, device))
+        for line, run in runs
+    ]
     data = test_clips(models[0][1], root, "test", SHOWN_CLIPS)
     pictures, videos = [], []
     for index in range(len(data)):
@@ -264,7 +275,7 @@ def write_report(out: Path, root: Path) -> Path:
     body += ["</table></div>"]
     body += [f"<p>{html.escape(text)}</p>" for text in remarks(out, lines, notes)]
     body += ["<h2>Validation</h2>", f'<img src="{embed(curves(out, lines), "image/png")}">']
-    if any((out / f"{line.key}-0" / EVALUATION_FILE).exists() for line in lines):
+    if any(line.key in METHODS for line in lines):
         picture, *videos = write_samples(out, root, lines)
         body += ["<h2>Unseen speakers</h2>"]
         body += [f'<video controls loop src="{embed(v.read_bytes(), "video/mp4")}"></video>'

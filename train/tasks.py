@@ -79,10 +79,8 @@ def run_tasks(
                 process.start()
                 running[process] = task
             if not running:
-                lost = ", ".join(
-                    sorted({need for task in waiting for need in task.needs} - finished)
-                )
-                raise TaskFailed(f"{lost} failed: {_last_line(out / f'{failed[0]}.log')}")
+                lost = [name for name in failed if any(name in task.needs for task in waiting)]
+                raise TaskFailed(f"{', '.join(lost)} failed: {_last_line(out / f'{lost[0]}.log')}")
             time.sleep(POLL)
             for process in [p for p in running if not p.is_alive()]:
                 process.join()

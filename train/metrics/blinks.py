@@ -82,7 +82,7 @@ def find_blinks(
         before, after = ear[: closing + 1], ear[closing:limit]
         if edges == "peak":
             starts = find_peaks(before, height=upper_half)[0]
-            ends = find_peaks(after, height=upper_half)[0]
+            ends = find_peaks(ear[closing : limit + 1], height=upper_half)[0]  # limit is no peak
             if ear[closing - 1] <= ear[closing]:
                 starts = np.append(starts, closing)
         else:

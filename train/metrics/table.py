@@ -125,7 +125,9 @@ def measure(pairs: Iterable[Pair], meters: Meters) -> Row:
     elif not ears:
         row |= dict.fromkeys(("blinks_per_s", "blink_duration"), mean_score(eyeless))
     else:
-        row |= blink_scores(ears, fps=fps, edges="level")
+        note = mean_score([*eyeless, *[Score(0.0)] * len(ears)]).reason
+        blinks = blink_scores(ears, fps=fps, edges="level")
+        row |= {key: Score(score.value, score.reason or note) for key, score in blinks.items()}
     return row
 
 

@@ -25,6 +25,8 @@ def claim_file(path: Path) -> None:
         raise MetricError(f"cannot write {path}: {error.strerror}") from None
     if path.is_dir():
         raise MetricError(f"cannot write {path}: it is a directory; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise MetricError(f"cannot write {path}: no permission to write in {path.parent}")
 
 
 def save_network(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None:
