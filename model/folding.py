@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from model.generator import Generator
 from model.talking_face import TalkingFace
 from polyfusion.nn import CMFFusion, NormActivation, SkipConvBlock, UpConvBlock
+from polyfusion.ops._norm_eager import per_clip
 from polyfusion.ops.conv import conv_method, convolve
 
 
@@ -88,7 +89,7 @@ class _FoldedStage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         s = _convolve(skip, self.weight_skip, 1, False) + self.bias_skip  # once per clip
         u = _convolve(x, self.weight_x, 1, False)
-        u.unflatten(0, (len(s), -1)).add_(s.unsqueeze(1))
+        per_clip(u, len(s)).add_(s.unsqueeze(1))
         return _convolve(u.relu_(), self.weight_up, 2, True).add_(self.bias_up).relu_()
 
 

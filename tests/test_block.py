@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
 
 from polyfusion import ops
 from polyfusion.nn import (
@@ -16,7 +17,7 @@ from polyfusion.nn import (
     merge_skip_weight,
     split_skip_weight,
 )
-from polyfusion.ops import block, conv
+from polyfusion.ops import block, conv, norm
 from polyfusion.ops.reference import (
     generator_reference,
     skip_conv_block_reference,
@@ -257,11 +258,12 @@ def test_empty_batch(kernels):
     assert x.grad.shape == x.shape
 
 
-def test_each_layer_keeps_one_map():
+def test_each_layer_keeps_one_map(monkeypatch):
     """In eager training a layer keeps what it normalised, and nothing else of that size."""
     blocks = [SkipConvBlock(32), UpConvBlock(32, 16), SkipConvBlock(16), FinalBlock(16)]
     x, skips = torch.randn(8, 32, 16, 12), (torch.randn(1, 32, 16, 12), torch.randn(1, 16, 32, 24))
     kept = {}
+    monkeypatch.setattr(norm, "_hooked", lambda: False)  # the hooks below only watch
 
     def keep(tensor):
         if tensor.numel() > 30_000:
@@ -287,6 +289,68 @@ def test_recomputed_activation_outlives_its_own_backward():
     assert relative_error(gradient, expected) < 1e-5
 
 
+def activation(channels=4):
+    """u, the normalisation's weight, y made of them, and the weight of a layer to follow."""
+    u = torch.randn(3, channels, 4, 3, requires_grad=True)
+    weight = torch.randn(channels, requires_grad=True)
+    y, *_ = ops.norm_activation(u, None, weight, torch.zeros(channels))
+    return u, weight, y, torch.randn(channels, 2, 4, 4, requires_grad=True)
+
+
+@pytest.mark.parametrize("changed", [0, 1], ids=["u", "weight"])
+def test_a_source_that_changed_is_not_recomputed_from(changed):
+    *sources, y, weight = activation()
+    result = ops.final_block(y, weight)
+    with torch.no_grad():
+        sources[changed].mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(result.sum(), weight)
+
+
+def test_an_activation_that_changed_is_kept_as_it_is():
+    *_, y, weight = activation()
+    with torch.no_grad():
+        y.mul_(2)
+    (gradient,) = torch.autograd.grad(ops.final_block(y, weight).sum(), weight)
+    (expected,) = torch.autograd.grad(ops.final_block(y.detach(), weight).sum(), weight)
+    assert relative_error(gradient, expected) < 1e-6
+
+
+def test_an_activation_can_be_used_after_its_graph_is_freed():
+    *_, y, weight = activation()
+    y.sum().backward()
+    expected = ops.final_block(y.detach(), weight)
+    with torch.no_grad():
+        assert torch.equal(ops.final_block(y, weight), expected)
+    assert torch.equal(ops.final_block(y, weight), expected)
+
+
+def test_checkpointing_runs_a_block_twice():
+    runs = []
+    blocks = [UpConvBlock(4, 4) for _ in range(3)]
+
+    def function(x):
+        runs.append(1)
+        for up in blocks:
+            x = up(x)
+        return x
+
+    x = torch.randn(2, 4, 2, 2, requires_grad=True)
+    checkpoint(function, x, use_reentrant=False).sum().backward()
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_blocks_in_another_precision(dtype):
+    block = UpConvBlock(4, 2).to(dtype)
+    x = torch.randn(3, 4, 4, 3, dtype=dtype, requires_grad=True)
+    y = block(x)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert all(p.grad.dtype == dtype for p in [x, *block.parameters()])
+    assert block.eval()(x).dtype == dtype
+
+
 def test_published_weights():
     weight = torch.randn(9, 4, 3, 3)
     x, skip = split_skip_weight(weight, 5)
@@ -295,6 +359,29 @@ def test_published_weights():
     assert torch.equal(merge_skip_weight(x, skip), weight)
     with pytest.raises(ValueError, match=r"weight has shape \(9, 4, 3, 3\): expected"):
         split_skip_weight(weight)
+
+
+KERNEL = torch.zeros(3, 4, 3, 3)
+
+
+def up(x=None, weight=None, **changes):
+    """An up-convolution block of 4 channels to 3, with changed arguments."""
+    arguments = {"norm_weight": torch.ones(3), "norm_bias": torch.zeros(3), **changes}
+    x = torch.zeros(2, 4, 3, 3) if x is None else x
+    return ops.up_conv_block(x, torch.zeros(4, 3, 4, 4) if weight is None else weight, **arguments)
+
+
+def skip(**changes):
+    """A skip convolution block of 4 and 4 channels to 3, with changed arguments."""
+    arguments = {
+        "x": torch.zeros(2, 4, 3, 3),
+        "skip": torch.zeros(1, 4, 3, 3),
+        "weight_x": KERNEL,
+        "weight_skip": KERNEL,
+        "norm_weight": torch.ones(3),
+        "norm_bias": torch.zeros(3),
+    }
+    return ops.skip_conv_block(**{**arguments, **changes})
 
 
 @pytest.mark.parametrize(
@@ -316,6 +403,27 @@ def test_published_weights():
          ops.KernelsUnavailable, "use kernels='triton'"),
         (lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 3, 3, 3)), ValueError,
          r"expected \(C, out, 4, 4\)"),
+        (lambda: ops.final_block(torch.zeros(1, 2, 3, 3).cfloat(), torch.zeros(2, 3, 4, 4)),
+         ValueError, "x has dtype torch.complex64, expected one of float16"),
+        (lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 65, 4, 4),
+                                 kernels="triton"), ops.KernelsUnavailable, "at most 64 channels"),
+        (lambda: up(norm_weight=torch.ones(2), kernels="triton", conv="own"), ValueError,
+         r"norm_weight has shape \(2,\), expected \(3,\)"),
+        (lambda: up(norm_bias=torch.ones(3, dtype=torch.int)), ValueError,
+         "norm_bias has dtype torch.int32"),
+        (lambda: up(norm_weight=torch.ones(3, device="meta")), ValueError,
+         "norm_weight is on meta, expected cpu"),
+        (lambda: up(mean=torch.ones(3)), ValueError, "mean and var: expected both or neither"),
+        (lambda: up(weight=torch.zeros(4, 3, 4, 2)), ValueError, "the last two alike"),
+        (lambda: up(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1), stride=1, padding=0,
+                    kernels="triton", conv="own"), ValueError, "one value per channel"),
+        (lambda: up(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1)), ValueError, "is not empty"),
+        (lambda: skip(skip=torch.zeros(1, 4, 3, 3).double(), weight_skip=KERNEL.double()),
+         ValueError, "skip is torch.float64 on cpu, expected torch.float32 on cpu as x"),
+        (lambda: skip(skip=torch.zeros(1, 4, 3, 3, device="meta"), weight_skip=KERNEL.to("meta")),
+         ValueError, "skip is torch.float32 on meta"),
+        (lambda: skip(weight_x=torch.zeros(3, 4, 5, 5)), ValueError,
+         r"weight_x has shape \(3, 4, 5, 5\), expected \(C_out, C, 3, 3\)"),
     ],
 )  # fmt: skip
 def test_messages(call, error, message):

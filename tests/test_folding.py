@@ -31,6 +31,13 @@ def test_folding_changes_nothing_but_rounding(fusion):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_an_empty_batch_is_folded_too():
+    stage = fold(TalkingFace(SMALL, "cp").eval()).generator.stages[0]
+    channels, height, width = stage.weight_x.shape[1], 4, 3
+    x = torch.zeros(0, channels, height, width)
+    assert stage(x, x).shape[0] == 0
+
+
 def test_the_last_factor_is_gone():
     model = TalkingFace(SMALL, "cp")
     folded = fold(model)

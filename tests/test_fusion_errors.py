@@ -97,6 +97,10 @@ BIAS = torch.zeros(7)
             r"first\[0\] has shape \(5, 6\), expected \(d_1, k\) = \(4, 6\)",
         ),
         (lambda: ops.concat_fusion([SPEECH]), "at least 2 tensors"),
+        (
+            lambda: ops.concat_fusion([SPEECH.to(torch.float8_e4m3fn)] * 2),
+            r"views\[0\] has dtype torch.float8_e4m3fn, expected one of float16",
+        ),
     ],
 )
 def test_message(call, message):

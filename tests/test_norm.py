@@ -196,7 +196,8 @@ def test_empty_batch(kernels):
     s = torch.zeros(0, 4, 3, 2, requires_grad=True)
     y = norm(u, s)
     assert y.shape == u.shape
-    y.sum().backward()
+    grads = torch.autograd.grad(y.sum(), (u, norm.weight, norm.bias), create_graph=True)
+    sum(grad.sum() for grad in grads).backward()
     assert norm.weight.grad is not None
     assert not norm.weight.grad.any()
     assert norm.eval()(u, s).shape == u.shape
@@ -231,15 +232,15 @@ def test_deterministic(kernels):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"u": torch.zeros(4, 3, 2)}, r"u: expected a floating tensor \(B·T, C, H, W\)"),
-        ({"u": torch.zeros(4, 3, 2, 2, dtype=torch.long)}, "u: expected a floating tensor"),
+        ({"u": torch.zeros(4, 3, 2)}, r"u: expected a tensor \(B·T, C, H, W\)"),
+        ({"u": torch.zeros(4, 3, 2, 2, dtype=torch.long)}, "u has dtype torch.int64"),
         ({"s": torch.zeros(3, 3, 2, 2)}, "s has 3 clips, expected a divisor of the 4 frames"),
         ({"s": torch.zeros(2, 5, 2, 2)}, r"s has shape \(2, 5, 2, 2\)"),
         (
             {"s": torch.zeros(2, 3, 2, 2).half()},
             "s is torch.float16 on cpu, expected torch.float32",
         ),
-        ({"weight": torch.zeros(4)}, r"weight: expected a floating tensor \(C,\) = \(3,\)"),
+        ({"weight": torch.zeros(4)}, r"weight has shape \(4,\), expected \(3,\)"),
         ({"mean": torch.zeros(3)}, "mean and var: expected both or neither"),
         ({"u": torch.zeros(1, 3, 1, 1), "s": None}, "one value per channel has no variance"),
         ({"kernels": "tritn"}, "kernels='tritn'"),

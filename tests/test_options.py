@@ -76,6 +76,13 @@ def test_the_fusion_sees_the_polynomials_and_omega_counts_them(name):
     assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
+def within(*views, kernels="auto"):
+    """A polynomial fusion of views of 6 and 5 features, its kernels chosen afterwards."""
+    layer = nn.make_fusion("cp", (6, 5), 8, within_view_degree=2)
+    layer.kernels = kernels
+    return layer(views)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -86,6 +93,10 @@ def test_the_fusion_sees_the_polynomials_and_omega_counts_them(name):
             lambda: nn.make_fusion("cp", (6, 5), 8, within_view_degree=2)([torch.zeros(2, 6)] * 3),
             "views: expected 2 tensors, got 3",
         ),
+        (lambda: within(torch.zeros(2, 6), torch.zeros(2, 4)), r"views\[1\] has 4 features"),
+        (lambda: within(torch.zeros(2, 6).int(), torch.zeros(2, 5)), r"views\[0\] has dtype"),
+        (lambda: within(torch.zeros(2, 6), torch.zeros(2, 5), kernels="bogus"), "kernels='bogus'"),
+        (lambda: nn.make_fusion("dense", (6, 5), 8, kernels="bogus"), "kernels='bogus'"),
         (lambda: dataclasses.replace(PATCH, depth=2), "sequence_disc='patch' with depth=2"),
         (lambda: dataclasses.replace(SMALL, within_view_degree=-1), "positive"),
     ],

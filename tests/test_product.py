@@ -58,8 +58,36 @@ def test_forward_mode_and_vmap(monkeypatch):
         y = _product.product(make(x, dx), make(w, dw), make(bias, dbias))
         tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
     assert relative_error(tangent, dx @ w + x @ dw + dbias) < 2e-6
+    x = x[0].mT.contiguous().mT  # whose transpose oneDNN is given
+    with torch.autograd.forward_ad.dual_level():
+        y = _product.product(make(x, dx[0]), make(w, dw))
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert relative_error(tangent, dx[0] @ w + x @ dw) < 2e-6
+    x = x.expand(4, 7, 5)
     mapped = torch.func.vmap(_product.product, (0, None, None))(x, w, bias)
     assert relative_error(mapped, x @ w + bias) < 2e-6
+
+
+@GATE
+@pytest.mark.parametrize("left", ["rows", "columns"])
+def test_hessian_products_in_place_and_strided_bias(left, monkeypatch):
+    monkeypatch.setattr(_product, "_LARGE", 0)
+    torch.manual_seed(0)
+    x, w, dx = lay_out(torch.randn(7, 5), left), torch.randn(5, 3), torch.randn(7, 5)
+
+    def cubes(product, x, w):
+        return product(x, w).pow(3).sum()
+
+    def hessian_product(product, *values):
+        x, w, dx = values
+        gradient = torch.func.grad(lambda x: cubes(product, x, w))
+        return torch.func.jvp(gradient, (x,), (dx,))[1]
+
+    exactly = hessian_product(torch.matmul, x.double(), w.double(), dx.double())
+    assert relative_error(hessian_product(_product.product, x, w, dx), exactly) < 1e-5
+    assert relative_error(_product.product(x.requires_grad_(), w).mul_(2), 2 * x @ w) < 1e-6
+    for bias in (torch.ones(1).expand(3), torch.randn(3, 2)[:, 0]):
+        assert relative_error(_product.product(x, w, bias), x @ w + bias) < 1e-6
 
 
 @GATE

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfusion import ops
+from polyfusion.ops._common import check_dtype, check_views
 from polyfusion.ops._dispatch import check_choice
 
 PENALTIES = ("norm", "sumsq", "meansq")
@@ -237,9 +238,19 @@ class WithinViewFusion(_Fusion):
         self.within = nn.ModuleList(WithinView(d, degree) for d in fusion.dims)
         self.fusion = fusion
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "kernels" and "fusion" in self._modules:
+            self.fusion.kernels = value  # it is the one that uses them
+        super().__setattr__(name, value)
+
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
         if len(views) != len(self.within):
             raise ValueError(f"views: expected {len(self.within)} tensors, got {len(views)}")
+        check_views(views)
+        for v, (view, d) in enumerate(zip(views, self.dims, strict=True)):
+            check_dtype(f"views[{v}]", view)
+            if view.shape[-1] != d:
+                raise ValueError(f"views[{v}] has {view.shape[-1]} features, expected {d}")
         raised = [within(view) for within, view in zip(self.within, views, strict=True)]
         return self.fusion(raised, noise=noise)
 
@@ -259,10 +270,12 @@ def make_fusion(
 ) -> _Fusion:
     """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
 
-    ``rank`` is for CP and CMF, ``ranks`` for Tucker. Concatenation has Σ d_v outputs, whatever
+    ``rank`` is for CP and CMF, ``ranks`` for Tucker, ``kernels`` for all but the unfactored tensor
+    and concatenation, which are PyTorch's. Concatenation has Σ d_v outputs, whatever
     ``out_features`` says; read the result's ``out_features``. With a ``within_view_degree`` above 1
     the result is a :class:`WithinViewFusion`.
     """
+    check_choice(kernels)
     _check_positive("within_view_degree", within_view_degree)
     if within_view_degree > 1:
         fusion = make_fusion(name, dims, out_features, rank=rank, ranks=ranks, kernels=kernels)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyfusion.ops._dispatch import DTYPES
 from polyfusion.ops._product import product
 
 
@@ -36,6 +37,13 @@ def autocast(*arguments: Any) -> tuple[Any, ...]:
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless the operators support the dtype."""
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected one of {expected}")
 
 
 def check_shape(name: str, value: Any, letters: str, expected: tuple[int, ...]) -> None:
@@ -108,8 +116,7 @@ def check_alike(**arguments: Any) -> None:
         elif value is not None:
             named.extend((f"{name}[{i}]", item) for i, item in enumerate(value))
     first_name, first = named[0]
-    if not first.is_floating_point():
-        raise ValueError(f"{first_name} has dtype {first.dtype}, expected a floating dtype")
+    check_dtype(first_name, first)
     for name, value in named:
         if value.dtype != first.dtype:
             raise ValueError(

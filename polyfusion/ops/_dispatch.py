@@ -14,7 +14,8 @@ from types import ModuleType
 import torch
 
 CHOICES = ("auto", "eager", "triton", "cuda")
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Those of every operator."""
 
 
 class KernelsUnavailable(RuntimeError):

@@ -5,6 +5,8 @@ the time goes: touching fresh memory costs ten times as much as a pass of arithm
 use.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,8 @@ def plain(
     if s is not None:
         u = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
     if u.numel() == 0:
-        return u * weight.sum().to(u.dtype)
+        return u * weight.sum().to(u.dtype) + bias.sum().to(u.dtype)
+    weight, bias, mean, var = _accumulated(u, weight, bias, mean, var)
     y = F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps)
     return F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
 
@@ -56,6 +59,7 @@ def forward(
     batch_mean, invstd = (u.new_zeros(u.shape[1], dtype=accumulate(u)) for _ in range(2))
     if u.numel() == 0:
         return result, batch_mean, invstd
+    weight, bias, mean, var = _accumulated(u, weight, bias, mean, var)
     torch.ops.aten.native_batch_norm.out(
         x, weight, bias, mean, var, mean is None, 0.0, eps,
         out=result, save_mean=batch_mean, save_invstd=invstd,
@@ -127,6 +131,11 @@ def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
 def accumulate(u: Tensor) -> torch.dtype:
     """The dtype of sums and statistics."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def _accumulated(u: Tensor, *per_channel: Any) -> list[Any]:
+    """In the dtype of sums: PyTorch's normalisation takes no other, unless it is u's."""
+    return [None if x is None else x.to(accumulate(u)) for x in per_channel]
 
 
 def _maps(per_channel: Tensor) -> Tensor:

@@ -27,18 +27,26 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     special = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if special or not large or not _onednn(x):
         return F.linear(x, weight.mT, bias)
-    rows = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
-    return rows.view(*x.shape[:-1], weight.shape[1])
+    rows = x.reshape(-1, x.shape[-1])
+    columns_first = rows.stride(0) == 1 < rows.stride(1)
+    # oneDNN wants rows of the first: where both would be copied for that, copy the smaller.
+    if bias is None and columns_first and weight.shape[1] < rows.shape[0]:
+        made = _Product.apply(weight.mT, rows.mT, None).mT
+    else:
+        made = _Product.apply(rows, weight, bias)
+    return made.unflatten(0, x.shape[:-1]) if x.ndim != 2 else made
 
 
 def _onednn(x: Tensor) -> bool:
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    return usable and torch.backends.mkldnn.is_available() and hasattr(
+    mkldnn = torch.backends.mkldnn
+    return usable and mkldnn.is_available() and mkldnn.enabled and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     )  # fmt: skip
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # it is read as if it were
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -47,9 +55,6 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        # oneDNN wants rows of the first: where both would be copied for that, copy the smaller.
-        if bias is None and a.stride(0) == 1 < a.stride(1) and b.shape[1] < a.shape[0]:
-            return matmul(b.mT, a.mT).mT
         return matmul(a, b, bias)
 
     @staticmethod

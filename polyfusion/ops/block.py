@@ -9,6 +9,7 @@ Shapes: x (B·T, C, H, W), skip (B, C_s, H, W). Channels-last memory is the fast
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import custom_op
 
@@ -16,7 +17,17 @@ from polyfusion.ops._common import autocast
 from polyfusion.ops._dispatch import fused_kernels, resolve
 from polyfusion.ops._second_order import second_order
 from polyfusion.ops.conv import check_conv, conv_method, convolve, convolve_statistics
-from polyfusion.ops.norm import check_clips, norm_activation, norm_op, recompute_activation
+from polyfusion.ops.norm import (
+    check_channels,
+    check_clips,
+    check_statistics,
+    norm_activation,
+    norm_op,
+    recompute_activation,
+)
+
+MOST_OUT = 64
+"""Output channels of the fused last layer: a tile holds its 16 · out taps."""
 
 
 def skip_conv_block(
@@ -56,7 +67,15 @@ def skip_conv_block(
     """
     check_conv("x", x, weight_x, 1)
     check_conv("skip", skip, weight_skip, 1)
+    for name, weight in (("weight_x", weight_x), ("weight_skip", weight_skip)):
+        if weight.shape[2:] != (3, 3):
+            raise ValueError(f"{name} has shape {tuple(weight.shape)}, expected (C_out, C, 3, 3)")
     check_clips("skip", skip, x.shape[0])
+    alike = skip.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    if not alike or skip.device != x.device:
+        raise ValueError(
+            f"skip is {skip.dtype} on {skip.device}, expected {x.dtype} on {x.device} as x"
+        )
     if skip.shape[2:] != x.shape[2:]:
         raise ValueError(
             f"skip has shape {tuple(skip.shape)}, expected the height and width of "
@@ -67,6 +86,9 @@ def skip_conv_block(
             f"weight_skip has shape {tuple(weight_skip.shape)}, expected the "
             f"{weight_x.shape[0]} output channels of weight_x"
         )
+    channels, count = weight_x.shape[0], x.numel() // max(1, x.shape[1])
+    check_channels(x, channels, norm_weight=norm_weight, norm_bias=norm_bias, mean=mean, var=var)
+    check_statistics("x", x, count, mean, var)
     chosen = resolve(kernels, [x])
     method = conv_method(x.shape[-2:].numel(), weight_x, conv, chosen)
     s = convolve(skip, weight_skip, 1, 1, False, method)
@@ -94,6 +116,17 @@ def up_conv_block(
     the errors are those of :func:`skip_conv_block`.
     """
     check_conv("x", x, weight, 0)
+    check_channels(
+        x, weight.shape[1], norm_weight=norm_weight, norm_bias=norm_bias, mean=mean, var=var
+    )
+    kernel = weight.shape[-1]
+    sides = [(size - 1) * stride - 2 * padding + kernel for size in x.shape[2:]]
+    if min(sides) < 1:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected a map whose convolution by {kernel}×{kernel} "
+            f"with stride {stride} and padding {padding} is not empty"
+        )
+    check_statistics("x", x, x.shape[0] * sides[0] * sides[1], mean, var)
     chosen = resolve(kernels, [x])
     method = conv_method(x.shape[-2:].numel(), weight, conv, chosen)
     norm = (norm_weight, norm_bias, mean, var, eps)
@@ -139,7 +172,9 @@ def final_block(x: Tensor, weight: Tensor, *, kernels: str = "auto") -> Tensor:
     check_conv("x", x, weight, 0)
     if weight.shape[2:] != (4, 4):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (C, out, 4, 4)")
-    chosen = resolve(kernels, [x])
+    out = weight.shape[1]
+    many = f"the last layer's kernels have at most {MOST_OUT} channels, not {out}"
+    chosen = resolve(kernels, [x], unsupported=many if out > MOST_OUT else None)
     if chosen == "eager":
         return _final_eager(x, weight)
     x, weight = autocast(x, weight)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from polyfusion.ops._common import autocast
+from polyfusion.ops._common import autocast, check_dtype
 from polyfusion.ops._dispatch import KernelsUnavailable
 from polyfusion.ops._norm_eager import accumulate
 from polyfusion.ops.norm import check_clips, recompute_activation
@@ -46,8 +46,12 @@ def check_conv(name: str, x: Tensor, weight: Tensor, axis: int) -> None:
     if not isinstance(x, Tensor) or x.ndim != 4:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name}: expected a tensor (N, C, H, W), got {got}")
-    if weight.ndim != 4:
-        raise ValueError(f"the weight of {name} has shape {tuple(weight.shape)}, expected 4 axes")
+    check_dtype(name, x)
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(
+            f"the weight of {name} has shape {tuple(weight.shape)}, expected 4 axes, the last two "
+            "alike"
+        )
     if x.shape[1] != weight.shape[axis]:
         raise ValueError(
             f"{name} has {x.shape[1]} channels, expected {weight.shape[axis]} as axis {axis} of "

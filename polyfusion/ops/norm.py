@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from polyfusion.ops import _norm_eager
-from polyfusion.ops._common import shape_of
+from polyfusion.ops._common import check_dtype, shape_of
 from polyfusion.ops._dispatch import fused_kernels, resolve
 from polyfusion.ops._norm_eager import accumulate, plain
 from polyfusion.ops._second_order import second_order
@@ -57,16 +57,11 @@ def norm_activation(
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         KernelsUnavailable: the kernels asked for cannot run here.
     """
-    check_norm(u, s, weight=weight, bias=bias, mean=mean, var=var)
-    if (mean is None) != (var is None):
-        raise ValueError("mean and var: expected both or neither, got one of them")
+    check_norm(u, s)
+    check_statistics("u", u, u.numel() // max(1, u.shape[1]), mean, var)
+    check_channels(u, u.shape[1], weight=weight, bias=bias, mean=mean, var=var)
     chosen = resolve(kernels, [u])
     if mean is None or var is None:
-        if u.numel() == u.shape[1] > 0:
-            raise ValueError(
-                f"u has shape {shape_of(u)}: one value per channel has no variance; "
-                "expected more frames, or mean and var"
-            )
         return norm_op(u, s, weight, bias, None, None, True, eps, slope, chosen)
     if chosen == "eager":
         return plain(u, s, weight, bias, mean, var, eps, slope), mean, var
@@ -103,27 +98,45 @@ def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tenso
     return count.sum(), merged, (square + apart).sum(0)
 
 
-def check_norm(u: Tensor, s: Tensor | None, **per_channel: Tensor | None) -> None:
+def check_norm(u: Tensor, s: Tensor | None) -> None:
     """Raise ``ValueError`` naming the argument that does not fit u."""
-    if not isinstance(u, Tensor) or u.ndim != 4 or not u.is_floating_point():
-        got = f"{u.dtype} {shape_of(u)}" if isinstance(u, Tensor) else type(u).__name__
-        raise ValueError(f"u: expected a floating tensor (B·T, C, H, W), got {got}")
+    if not isinstance(u, Tensor) or u.ndim != 4:
+        got = shape_of(u) if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(f"u: expected a tensor (B·T, C, H, W), got {got}")
+    check_dtype("u", u)
     if s is not None:
         if s.ndim != 4 or s.shape[1:] != u.shape[1:]:
             raise ValueError(f"s has shape {shape_of(s)}, expected (B, *{shape_of(u)[1:]}) as u")
         check_clips("s", s, u.shape[0])
         if s.dtype != u.dtype or s.device != u.device:
             raise ValueError(f"s is {s.dtype} on {s.device}, expected {u.dtype} on {u.device} as u")
-    for name, value in per_channel.items():
+
+
+def check_channels(x: Tensor, channels: int, **values: Tensor | None) -> None:
+    """Raise ``ValueError`` unless the values are one per channel, on the device of x."""
+    for name, value in values.items():
         if value is None:
             continue
-        if value.shape != u.shape[1:2] or not value.is_floating_point():
+        if shape_of(value) != (channels,):
             raise ValueError(
-                f"{name}: expected a floating tensor (C,) = ({u.shape[1]},) as u's channels, "
-                f"got {value.dtype} {shape_of(value)}"
+                f"{name} has shape {shape_of(value)}, expected ({channels},), one per channel"
             )
-        if value.device != u.device:
-            raise ValueError(f"{name} is on {value.device}, expected {u.device} as u")
+        check_dtype(name, value)
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device}, expected {x.device}")
+
+
+def check_statistics(
+    name: str, x: Tensor, count: int, mean: Tensor | None, var: Tensor | None
+) -> None:
+    """Raise ``ValueError`` for one of mean and var, or neither and one value per channel."""
+    if (mean is None) != (var is None):
+        raise ValueError("mean and var: expected both or neither, got one of them")
+    if mean is None and count == 1:
+        raise ValueError(
+            f"{name} has shape {shape_of(x)}: one value per channel has no variance; "
+            "expected more frames, or mean and var"
+        )
 
 
 def check_clips(name: str, clip: Tensor, frames: int) -> None:
@@ -240,6 +253,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     _y, batch_mean, batch_var = output
     if mean is None:
         mean, var = batch_mean, batch_var
+    ctx.version = _y._version  # of the result as it is handed out
     ctx.mark_non_differentiable(batch_mean, batch_var)
     ctx.save_for_backward(u, s, weight, bias, mean, var)
 
@@ -266,19 +280,42 @@ def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
     return (*second_order(function, (u, s, weight, bias), grad, cotangents), *[None] * 6)
 
 
+def _recomputable(y: Tensor) -> Any:
+    """The graph's node of a result that can be made again, else None."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
+    node: Any = y.grad_fn
+    if node is None or "polyfusion_norm_activation_default" not in node.name():
+        return None
+    in_interpreter = node.constants[-1] == "triton" and not y.is_cuda
+    if in_interpreter or _hooked() or y._version != node.version:
+        return None
+    try:
+        node.saved_tensors  # noqa: B018
+    except RuntimeError:  # freed by a backward, or modified
+        return None
+    return node
+
+
+def _hooked() -> bool:
+    """Whether hooks of someone else's say what is kept for the backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 @contextlib.contextmanager
 def recompute_activation(y: Tensor) -> Iterator[None]:
     """Operators called within do not keep ``y``, a result of :func:`norm_activation`, for their
-    backward: they keep what it was made from, which is kept anyway, and make it again. In Triton's
-    interpreter, where a launch costs more than the memory, they do keep it."""
-    node: Any = None if torch.compiler.is_compiling() else y.grad_fn
-    if node is None or "polyfusion_norm_activation_default" not in node.name():
+    backward: they keep what it was made from, which is kept anyway, and make it again.
+
+    They do keep it where it was changed since, where something else already decides what is kept
+    (``torch.utils.checkpoint``), and in Triton's interpreter, where a launch costs more."""
+    node = _recomputable(y)
+    if node is None:
         yield
         return
-    if node.constants[-1] == "triton" and not y.is_cuda:
-        yield
-        return
-    made_from = (*node.saved_tensors, *node.constants)
+    tensors = node.saved_tensors
+    made_from = (*tensors, *node.constants)
+    versions = [None if x is None else x._version for x in tensors]
     address, shape = y.data_ptr(), y.shape
 
     def pack(kept: Tensor) -> Any:
@@ -287,6 +324,11 @@ def recompute_activation(y: Tensor) -> Iterator[None]:
     def unpack(kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
+        if versions != [None if x is None else x._version for x in tensors]:
+            raise RuntimeError(
+                "an argument of norm_activation, which is needed for the gradient of what followed "
+                "it, has been modified by an inplace operation"
+            )
         with torch.no_grad():
             return norm_op(*kept)[0]
 
