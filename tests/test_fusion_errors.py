@@ -48,7 +48,7 @@ BIAS = torch.zeros(7)
         ),
         (
             lambda: ops.cp_fusion([SPEECH.long(), IDENTITY], FACTORS, OUT),
-            r"views\[0\] has dtype torch.int64, expected a floating",
+            r"views\[0\] has dtype torch.int64, expected one of float16",
         ),
         (
             lambda: ops.cp_fusion(VIEWS, FACTORS, OUT.to("meta")),
