@@ -302,7 +302,7 @@ def test_pytest_benchmark_entries_carry_everything(tmp_path):
     assert len(entries) == 8
     for entry in entries:
         info = entry["extra_info"]
-        assert entry["stats"]["rounds"] == info["rounds"] >= 3
+        assert entry["stats"]["rounds"] == info["rounds"] >= 2  # a disturbed one may look too slow
         assert entry["stats"]["median"] == pytest.approx(info["median"], rel=1e-3)
         assert info["speedup"] > 0
         for name in ("bytes", "byte_share", "peak_bytes"):
