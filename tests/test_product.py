@@ -63,6 +63,10 @@ def test_forward_mode_and_vmap(monkeypatch):
         y = _product.product(make(x, dx[0]), make(w, dw))
         tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
     assert relative_error(tangent, dx[0] @ w + x @ dw) < 2e-6
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        y = _product.product(make(x, dx[0]), w)
+        tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+    assert relative_error(tangent, dx[0] @ w) < 2e-6
     x = x.expand(4, 7, 5)
     mapped = torch.func.vmap(_product.product, (0, None, None))(x, w, bias)
     assert relative_error(mapped, x @ w + bias) < 2e-6

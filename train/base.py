@@ -66,7 +66,7 @@ class BaseTrainer:
         self.optimizers = {}
         for name, (module, lr) in self.rates().items():
             trainable = [p for p in module.parameters() if p.requires_grad]
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": [p for p in trainable if p not in code]},
                 {"params": [p for p in trainable if p in code], "lr": self.config.code_rate * lr},
             ]

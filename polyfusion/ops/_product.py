@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LARGE = 1 << 21
 """Multiply-adds from which on the time saved exceeds the cost of a call from Python."""
@@ -27,22 +28,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     special = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if special or not large or not _onednn(x):
         return F.linear(x, weight.mT, bias)
+    differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    multiply = _Product.apply if differentiated else matmul
     rows = x.reshape(-1, x.shape[-1])
     columns_first = rows.stride(0) == 1 < rows.stride(1)
     # oneDNN wants rows of the first: where both would be copied for that, copy the smaller.
     if bias is None and columns_first and weight.shape[1] < rows.shape[0]:
-        made = _Product.apply(weight.mT, rows.mT, None).mT
+        made = multiply(weight.mT, rows.mT, None).mT
     else:
-        made = _Product.apply(rows, weight, bias)
+        made = multiply(rows, weight, bias)
     return made.unflatten(0, x.shape[:-1]) if x.ndim != 2 else made
 
 
 def _onednn(x: Tensor) -> bool:
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
     mkldnn = torch.backends.mkldnn
-    return usable and mkldnn.is_available() and mkldnn.enabled and hasattr(
-        torch.ops.mkldnn, "_linear_pointwise"
-    )  # fmt: skip
+    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return usable and known and mkldnn.is_available() and bool(mkldnn.enabled)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
