@@ -364,14 +364,14 @@ def test_published_weights():
 KERNEL = torch.zeros(3, 4, 3, 3)
 
 
-def up(x=None, weight=None, **changes):
+def up_block(x=None, weight=None, **changes):
     """An up-convolution block of 4 channels to 3, with changed arguments."""
     arguments = {"norm_weight": torch.ones(3), "norm_bias": torch.zeros(3), **changes}
     x = torch.zeros(2, 4, 3, 3) if x is None else x
     return ops.up_conv_block(x, torch.zeros(4, 3, 4, 4) if weight is None else weight, **arguments)
 
 
-def skip(**changes):
+def skip_block(**changes):
     """A skip convolution block of 4 and 4 channels to 3, with changed arguments."""
     arguments = {
         "x": torch.zeros(2, 4, 3, 3),
@@ -407,22 +407,22 @@ def skip(**changes):
          ValueError, "x has dtype torch.complex64, expected one of float16"),
         (lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 65, 4, 4),
                                  kernels="triton"), ops.KernelsUnavailable, "at most 64 channels"),
-        (lambda: up(norm_weight=torch.ones(2), kernels="triton", conv="own"), ValueError,
+        (lambda: up_block(norm_weight=torch.ones(2), kernels="triton", conv="own"), ValueError,
          r"norm_weight has shape \(2,\), expected \(3,\)"),
-        (lambda: up(norm_bias=torch.ones(3, dtype=torch.int)), ValueError,
+        (lambda: up_block(norm_bias=torch.ones(3, dtype=torch.int)), ValueError,
          "norm_bias has dtype torch.int32"),
-        (lambda: up(norm_weight=torch.ones(3, device="meta")), ValueError,
+        (lambda: up_block(norm_weight=torch.ones(3, device="meta")), ValueError,
          "norm_weight is on meta, expected cpu"),
-        (lambda: up(mean=torch.ones(3)), ValueError, "mean and var: expected both or neither"),
-        (lambda: up(weight=torch.zeros(4, 3, 4, 2)), ValueError, "the last two alike"),
-        (lambda: up(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1), stride=1, padding=0,
+        (lambda: up_block(mean=torch.ones(3)), ValueError, "mean and var: expected both or neither"),
+        (lambda: up_block(weight=torch.zeros(4, 3, 4, 2)), ValueError, "the last two alike"),
+        (lambda: up_block(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1), stride=1, padding=0,
                     kernels="triton", conv="own"), ValueError, "one value per channel"),
-        (lambda: up(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1)), ValueError, "is not empty"),
-        (lambda: skip(skip=torch.zeros(1, 4, 3, 3).double(), weight_skip=KERNEL.double()),
+        (lambda: up_block(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1)), ValueError, "is not empty"),
+        (lambda: skip_block(skip=torch.zeros(1, 4, 3, 3).double(), weight_skip=KERNEL.double()),
          ValueError, "skip is torch.float64 on cpu, expected torch.float32 on cpu as x"),
-        (lambda: skip(skip=torch.zeros(1, 4, 3, 3, device="meta"), weight_skip=KERNEL.to("meta")),
+        (lambda: skip_block(skip=torch.zeros(1, 4, 3, 3, device="meta"), weight_skip=KERNEL.to("meta")),
          ValueError, "skip is torch.float32 on meta"),
-        (lambda: skip(weight_x=torch.zeros(3, 4, 5, 5)), ValueError,
+        (lambda: skip_block(weight_x=torch.zeros(3, 4, 5, 5)), ValueError,
          r"weight_x has shape \(3, 4, 5, 5\), expected \(C_out, C, 3, 3\)"),
     ],
 )  # fmt: skip
