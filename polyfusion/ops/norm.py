@@ -280,8 +280,8 @@ def _second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
     return (*second_order(function, (u, s, weight, bias), grad, cotangents), *[None] * 6)
 
 
-def _recomputable(y: Tensor) -> Any:
-    """The graph's node of a result that can be made again, else None."""
+def _made_from(y: Tensor) -> tuple[tuple[Tensor | None, ...], list[Any]] | None:
+    """The tensors and constants that make a result again, or None if it cannot be."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     node: Any = y.grad_fn
@@ -291,10 +291,9 @@ def _recomputable(y: Tensor) -> Any:
     if in_interpreter or _hooked() or y._version != node.version:
         return None
     try:
-        node.saved_tensors  # noqa: B018
+        return node.saved_tensors, node.constants
     except RuntimeError:  # freed by a backward, or modified
         return None
-    return node
 
 
 def _hooked() -> bool:
@@ -309,12 +308,12 @@ def recompute_activation(y: Tensor) -> Iterator[None]:
 
     They do keep it where it was changed since, where something else already decides what is kept
     (``torch.utils.checkpoint``), and in Triton's interpreter, where a launch costs more."""
-    node = _recomputable(y)
-    if node is None:
+    sources = _made_from(y)
+    if sources is None:
         yield
         return
-    tensors = node.saved_tensors
-    made_from = (*tensors, *node.constants)
+    tensors, constants = sources
+    made_from = (*tensors, *constants)
     versions = [None if x is None else x._version for x in tensors]
     address, shape = y.data_ptr(), y.shape
 
