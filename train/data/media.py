@@ -1,13 +1,10 @@
-"""Reads and writes media files with PyAV: talking-face clips, sound alone, photos, result videos.
-
-Decoding uses one thread: clips are short, and `train.prepare` already fills the cores with files.
-"""
+"""Read and write media files with PyAV: talking-face clips, sound alone, photos, result videos."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,95 +13,88 @@ import av
 import cv2
 import numpy as np
 import soxr
+from PIL import Image
+
+from train.data.decode import Media, errors_of, existing, load_media, open_media
+from train.data.limits import Limits, MediaError
+from train.data.sound import Sound
+
+__all__ = [
+    "Limits",
+    "Media",
+    "MediaError",
+    "load_media",
+    "read_audio",
+    "read_image",
+    "read_media",
+    "write_video",
+]
 
 AAC_RATE = 48000  # Hz; the models' rates (16 000, 40 000) are rare or forbidden in AAC
-MAX_MISMATCH = 0.5  # seconds by which sound and picture may differ in length
-MAX_DAMAGED = 0.05  # share of the frames that may be decoded with errors
-
-
-class MediaError(ValueError):
-    """A media file cannot be used; the message names the file and the reason."""
 
 
 def read_media(
-    path: str | os.PathLike[str], sample_rate: int
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    fps: float | None = None,
+    limits: Limits | None = None,
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Decodes the first video and the first audio stream of a file.
+    """Give frames, fps and audio of ``load_media``, without its remarks."""
+    media = load_media(path, sample_rate, fps=fps, limits=limits)
+    return media.frames, media.fps, media.audio
 
-    Args:
-        path: anything FFmpeg reads.
-        sample_rate: Hz, the rate the sound is resampled to (soxr, HQ).
 
-    Returns:
-        frames (T, H, W, 3) uint8 RGB; fps (average rate); audio (N,) float32 in [-1, 1], the mean
-        of the channels. The sound covers exactly the picture: sample 0 is heard when frame 0 is
-        shown, whatever the streams' start times, and N = round(T / fps * sample_rate); missing
-        sound is silence.
+def read_audio(
+    path: str | os.PathLike[str], sample_rate: int, *, limits: Limits | None = None
+) -> np.ndarray:
+    """Decode the first audio stream of a sound or video file to (N,) float32 mono in [-1, 1].
 
-    Raises:
-        MediaError: no such file, zero bytes, no video or audio stream, undecodable, truncated.
+    Holes between its packets are silent. Raises ``MediaError`` as ``load_media`` does.
     """
-    with _open(path) as container:
-        if not container.streams.video:
-            raise MediaError(f"{path}: no video stream")
-        if not container.streams.audio:
-            raise MediaError(f"{path}: no audio stream")
-        video, audio = container.streams.video[0], container.streams.audio[0]
-        sound = _Sound()
-        frames: list[np.ndarray] = []
-        start, damaged = 0.0, 0
-        for frame in container.decode(video, audio):
-            if isinstance(frame, av.VideoFrame):
-                if not frames:
-                    start = frame.time or 0.0
-                frames.append(frame.to_ndarray(format="rgb24"))
-                damaged += frame.is_corrupt
-            else:
+    limits = limits or Limits()
+    sound = Sound()
+    with errors_of(path):
+        with open_media(path, limits) as container:
+            if not container.streams.audio:
+                raise MediaError("no audio stream")
+            for frame in container.decode(container.streams.audio[0]):
                 sound.add(frame)
-        fps = video.average_rate or video.guessed_rate
-        declared = video.frames
-    if not frames:
-        raise MediaError(f"{path}: no picture could be decoded")
-    if not fps:
-        raise MediaError(f"{path}: the frame rate is unknown")
-    if len({frame.shape for frame in frames}) > 1:
-        raise MediaError(f"{path}: the picture size changes within the clip")
-    if damaged > MAX_DAMAGED * len(frames):
-        raise MediaError(f"{path}: damaged, {damaged} of {len(frames)} frames decode with errors")
-    seconds = float(len(frames) / fps)
-    heard = sound.seconds + sound.start - start
-    if len(frames) < declared - 1 or abs(heard - seconds) > MAX_MISMATCH:
-        raise MediaError(
-            f"{path}: truncated or damaged ({seconds:.2f} s of picture, {heard:.2f} s of sound"
-            + (f", {len(frames)} of {declared} frames)" if declared else ")")
-        )
-    samples = round(seconds * sample_rate)
-    return np.stack(frames), float(fps), sound.samples(sample_rate, start, samples)
+                limits.check_bytes(sound.nbytes)
+                limits.check_seconds(sound.end - sound.start)
+        if not sound.rate:
+            raise MediaError("no sound could be decoded")
+    return sound.samples(sample_rate, sound.start)[0]
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
-    """Decodes the first audio stream of a sound or video file to (N,) float32 mono in [-1, 1].
+def read_image(path: str | os.PathLike[str], *, limits: Limits | None = None) -> np.ndarray:
+    """Read a photo as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    Raises `MediaError` as `read_media` does.
+    Its size is taken from its header and checked before it is decoded.
     """
-    with _open(path) as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path}: no audio stream")
-        sound = _Sound()
-        for frame in container.decode(container.streams.audio[0]):
-            sound.add(frame)
-    if not sound.chunks:
-        raise MediaError(f"{path}: no sound could be decoded")
-    return sound.samples(sample_rate, sound.start)
-
-
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a photo as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation."""
-    data = np.frombuffer(_existing(path).read_bytes(), dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    if image is None:
-        raise MediaError(f"{path}: not an image OpenCV can read (PNG and JPEG are safe choices)")
+    limits = limits or Limits()
+    with errors_of(path):
+        data = existing(path).read_bytes()
+        limits.check_picture(*_header_size(path))
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise MediaError("not an image OpenCV can read (PNG and JPEG are safe choices)")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of a photo by its header; none of its pixels are decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except Image.DecompressionBombError as error:
+        # Pillow does not give the size, only a sentence that starts with the number of pixels.
+        pixels = re.search(r"\d+", str(error))
+        return (int(pixels[0]) if pixels else 2**63), 1
+    except (OSError, ValueError, SyntaxError):
+        raise MediaError("not an image OpenCV can read (PNG and JPEG are safe choices)") from None
 
 
 def write_video(
@@ -114,7 +104,7 @@ def write_video(
     audio: np.ndarray | None = None,
     sample_rate: int | None = None,
 ) -> None:
-    """Writes an MP4 that browsers, phones and players show: H.264 yuv420p, AAC, index first.
+    """Write an MP4 that browsers, phones and players show: H.264 yuv420p, AAC, index first.
 
     Args:
         path: the .mp4 to write; it appears complete or not at all.
@@ -178,56 +168,3 @@ def _video_stream(container: Any, width: int, height: int, fps: float) -> Any:
     context.colorspace, context.color_primaries, context.color_trc = 6, 6, 6
     context.color_range = 1
     return stream
-
-
-class _Sound:
-    """Collects decoded audio frames as mono float chunks at the stream's own rate."""
-
-    def __init__(self) -> None:
-        self.chunks: list[np.ndarray] = []
-        self.rate = 0
-        self.start = 0.0
-        # To planar float only: swresample's own downmix to mono can exceed [-1, 1].
-        self._to_float = av.AudioResampler(format="fltp")
-
-    def add(self, frame: Any) -> None:
-        if not self.chunks:
-            self.rate, self.start = frame.sample_rate, frame.time or 0.0
-        for part in self._to_float.resample(frame):
-            self.chunks.append(part.to_ndarray().mean(axis=0, dtype=np.float32))
-
-    @property
-    def seconds(self) -> float:
-        return sum(map(len, self.chunks)) / self.rate if self.rate else 0.0
-
-    def samples(self, rate: int, start: float, count: int | None = None) -> np.ndarray:
-        """The sound from time `start` at `rate` Hz, padded or cut to `count` samples if given."""
-        if not self.chunks:
-            return np.zeros(count or 0, dtype=np.float32)
-        audio = np.concatenate(self.chunks)
-        offset = round((self.start - start) * self.rate)
-        audio = np.pad(audio, (offset, 0)) if offset > 0 else audio[-offset:]
-        audio = np.clip(soxr.resample(audio, self.rate, rate, "HQ"), -1, 1)
-        if count is not None:
-            audio = np.pad(audio[:count], (0, max(0, count - len(audio))))
-        return audio.astype(np.float32)
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise MediaError(f"{path}: " + ("not a file" if path.exists() else "no such file"))
-    if path.stat().st_size == 0:
-        raise MediaError(f"{path}: zero bytes")
-    return path
-
-
-@contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Any]:
-    try:
-        with av.open(str(_existing(path)), metadata_errors="ignore") as container:
-            for stream in (*container.streams.video, *container.streams.audio):
-                stream.codec_context.thread_count = 1
-            yield container
-    except (OSError, av.FFmpegError) as error:
-        raise MediaError(f"{path}: cannot be decoded ({error.strerror or error})") from None

@@ -1,0 +1,319 @@
+"""Decode a clip: its pictures at a constant rate, its sound under them, and remarks on both.
+
+Decoding uses one thread: clips are short, and `train.prepare` already fills the cores with files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from train.data.limits import Limits, MediaError
+from train.data.picture import Pictures
+from train.data.sound import Sound
+from train.data.timeline import ConstantRate, source_rate, timing_remarks
+
+# Before 17, PyAV turned BT.709 pictures to RGB with the matrix of BT.601: faces were too red.
+OLDEST_AV = 17
+if int(av.__version__.split(".")[0]) < OLDEST_AV:
+    raise ImportError(
+        f"PyAV {av.__version__} gives wrong colours; install a newer one: "
+        f"pip install 'av>={OLDEST_AV}'"
+    )
+
+MAX_MISMATCH = 0.5  # seconds by which sound and picture may differ in length
+MAX_DAMAGED = 0.05  # share of the frames with errors, without a time stamp, or out of order
+DEMUXERS = {  # what files with these suffixes are expected to be, by FFmpeg's names
+    ".mpg": {"mpeg", "mpegvideo", "mpegts"},
+    ".mpeg": {"mpeg", "mpegvideo", "mpegts"},
+    ".mp4": {"mp4"},
+    ".m4v": {"mp4"},
+    ".mov": {"mov"},
+    ".avi": {"avi"},
+    ".mkv": {"matroska"},
+    ".webm": {"webm"},
+}
+
+
+@dataclass(frozen=True)
+class Media:
+    """A talking-face clip as a player shows it; sample 0 is heard when frame 0 is shown."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8 RGB, frame i shown from i / fps on
+    fps: float
+    audio: np.ndarray  # (N,) float32 in [-1, 1], N = round(T / fps * sample rate)
+    source_fps: float  # the file's own rate, the average if it varies
+    remarks: tuple[str, ...]  # "kind: details", what was done to the file or is odd about it
+
+
+def load_media(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    fps: float | None = None,
+    limits: Limits | None = None,
+) -> Media:
+    """Decode the first video and the first audio stream of a file, by their time stamps.
+
+    Frame i is the picture on show i / fps seconds after the first picture (see
+    ``timeline.ConstantRate``: never early by more than half a frame), and the sound is laid under
+    it by the stamps of its packets: late starts and holes are silent, sound before the first
+    picture is left out. Edit lists, rotation, mirroring, pixel aspect and colours are those that
+    players show.
+
+    Args:
+        path: anything FFmpeg reads.
+        sample_rate: Hz, the rate the sound is resampled to (soxr, HQ).
+        fps: frames per second of the result; the file's own rate if not given, and the average
+            of a variable one.
+        limits: what may be decoded; the defaults of ``Limits`` if not given.
+
+    Raises:
+        MediaError: no such file, zero bytes, no video or audio stream, undecodable, truncated,
+            over a limit, or time stamps that are missing or run backwards.
+        ValueError: ``fps`` is not a positive number.
+    """
+    if fps is not None and not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be a positive number, got {fps}")
+    limits = limits or Limits()
+    with errors_of(path):
+        survey = _survey(path, limits, fps)
+        return _decode(path, sample_rate, survey, limits)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a file's packets say before anything is decoded."""
+
+    fps: float  # to resample to
+    hints: tuple[float, ...]  # rates that the file claims
+    by_pts: bool  # whether pictures have presentation times, or decoding times only
+    first_dts: int | None
+
+
+def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> _Survey:
+    """Read all video packets without decoding them; refuse what will break a limit."""
+    with open_media(path, limits) as container:
+        video, _ = _streams(container)
+        context = video.codec_context
+        width, height = Pictures(video, limits).size(context.width, context.height)
+        packets = [packet for packet in container.demux(video) if packet.size]
+        hints = _hints(video)
+        base = video.time_base
+    by_pts = 2 * sum(packet.pts is not None for packet in packets) > len(packets)
+    stamps = [packet.pts if by_pts else packet.dts for packet in packets]
+    times = np.unique([float(stamp * base) for stamp in stamps if stamp is not None])
+    if fps is None and len(times) > 1:
+        fps = source_rate(times, hints)[0]
+    fps = fps or (hints[0] if hints else 0)
+    if not fps:
+        raise MediaError("the frame rate is unknown")
+    if len(times):
+        limits.check_seconds(times[-1] - times[0])
+        limits.check_bytes((times[-1] - times[0]) * fps * height * width * 3)
+    decoding = [packet.dts for packet in packets if packet.dts is not None]
+    return _Survey(fps, hints, by_pts, min(decoding, default=None))
+
+
+class _Stamps:
+    """The times of the pictures, mended where single stamps are missing or run backwards."""
+
+    def __init__(self, survey: _Survey, base: Fraction) -> None:
+        self.times: list[float] = []  # seconds of the file's clock, ascending
+        self.last = 0.0  # how long the last picture says that it is shown
+        self._by_pts, self._first_dts, self._base = survey.by_pts, survey.first_dts, base
+        self._step = 1 / (survey.hints[0] if survey.hints else survey.fps)
+        self._delay: int | None = None  # of the decoder, in ticks
+        self._missing = self._backward = self._damaged = 0
+
+    def take(self, frame: Any) -> float | None:
+        """Give the time of the next picture; None if it is to be left out."""
+        stamp = frame.pts if self._by_pts else frame.dts
+        self._damaged += frame.is_corrupt
+        if stamp is None:
+            self._missing += 1
+            time = self.times[-1] + self._step if self.times else 0.0
+        else:
+            if self._delay is None:
+                # AVI has decoding times only: with B-frames they are those of a later packet.
+                self._delay = 0 if self._by_pts else stamp - (self._first_dts or 0)
+            time = float((stamp - self._delay) * self._base)
+        if self.times and time <= self.times[-1]:
+            self._backward += 1
+            return None
+        self.times.append(time)
+        self.last = float((frame.duration or 0) * self._base)
+        return time
+
+    @property
+    def typical(self) -> float:
+        """Seconds from one picture to the next, the median."""
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else self._step
+
+    def finish(self) -> float:
+        """Give the seconds that the last picture is shown; ``MediaError`` if too much is wrong."""
+        if not self.times:
+            raise MediaError("no picture could be decoded")
+        total = len(self.times) + self._backward
+        for count, what in (
+            (self._damaged, "decode with errors"),
+            (self._missing, "have no time stamp"),
+            (self._backward, "have time stamps that run backwards (joined without re-encoding?)"),
+        ):
+            if count > MAX_DAMAGED * total:
+                raise MediaError(f"damaged, {count} of {total} frames {what}")
+        return self.last if self.last > self.typical / 2 else self.typical
+
+    def remarks(self, survey: _Survey) -> tuple[float, list[str]]:
+        """Give the file's own rate and what was done to its time stamps."""
+        remarks = []
+        for count, what in (
+            (self._damaged, "damaged: {} frames decode with errors"),
+            (self._missing, "no time stamp: {} frames, put after the ones before"),
+            (self._backward, "out of order: {} frames left out, their time stamps run backwards"),
+        ):
+            if count:
+                remarks.append(what.format(count))
+        if len(self.times) < 2:
+            return survey.fps, remarks
+        times = np.array(self.times)
+        rate, constant = source_rate(times, survey.hints)
+        return rate, remarks + list(timing_remarks(times, rate, constant, survey.fps))
+
+
+def _decode(
+    path: str | os.PathLike[str], sample_rate: int, survey: _Survey, limits: Limits
+) -> Media:
+    with open_media(path, limits) as container:
+        video, audio = _streams(container)
+        pictures, sound, frames = Pictures(video, limits), Sound(), _Frames()
+        stamps = _Stamps(survey, video.time_base)
+        clock: ConstantRate[Any] = ConstantRate(survey.fps)
+
+        def keep(shown: Iterator[Any]) -> None:
+            for frame in shown:
+                frames.append(pictures.convert(frame))
+                limits.check_bytes(frames.nbytes + sound.nbytes)
+
+        for frame in container.decode(video, audio):
+            if isinstance(frame, av.VideoFrame):
+                time = stamps.take(frame)
+                if time is not None:
+                    limits.check_seconds(time - stamps.times[0])
+                    keep(clock.push(time, frame))
+            else:
+                sound.add(frame)
+                limits.check_bytes(frames.nbytes + sound.nbytes)
+                limits.check_seconds(sound.end - sound.start)
+        last = stamps.finish()
+        keep(clock.finish(last))
+        declared = _declared_end(video)
+        remarks = _format_remarks(path, container)
+    start, end = stamps.times[0], stamps.times[-1] + last
+    seconds = frames.count / survey.fps
+    missing = 0.0 if declared is None else declared - end
+    if missing > 1.5 * stamps.typical or abs(sound.end - end) > MAX_MISMATCH:
+        raise MediaError(
+            f"truncated or damaged ({end - start:.2f} s of picture, "
+            f"{max(0.0, sound.end - start):.2f} s of sound"
+            + (f", {missing:.2f} s of picture missing)" if missing > 0 else ")")
+        )
+    rate, timing = stamps.remarks(survey)
+    audio_wave, hearing = sound.samples(sample_rate, start, round(seconds * sample_rate))
+    remarks += timing + pictures.finish() + hearing
+    return Media(frames.array(), survey.fps, audio_wave, rate, tuple(remarks))
+
+
+def _hints(video: Any) -> tuple[float, ...]:
+    rates = (video.average_rate, video.guessed_rate, video.base_rate)
+    return tuple(float(rate) for rate in rates if rate)
+
+
+def _declared_end(video: Any) -> float | None:
+    """When the video should end by the index of containers that have one (MP4, AVI)."""
+    if not video.frames or video.duration is None:
+        return None
+    return float(((video.start_time or 0) + video.duration) * video.time_base)
+
+
+def _streams(container: Any) -> tuple[Any, Any]:
+    """The first video stream that is no cover picture, and the first audio stream."""
+    kind = container.format.name
+    cover = av.stream.Disposition.attached_pic
+    videos = [stream for stream in container.streams.video if not stream.disposition & cover]
+    for streams, what in ((videos, "video"), (container.streams.audio, "audio")):
+        if not streams:
+            raise MediaError(f"no {what} stream (it is a file of the kind {kind})")
+    return videos[0], container.streams.audio[0]
+
+
+def _format_remarks(path: str | os.PathLike[str], container: Any) -> list[str]:
+    suffix, kind = Path(path).suffix.lower(), container.format.name
+    if suffix in DEMUXERS and not DEMUXERS[suffix] & set(kind.split(",")):
+        return [f"wrong extension: {suffix}, but it is a file of the kind {kind}"]
+    return []
+
+
+class _Frames:
+    """An array of pictures that grows in place: its memory is needed once, not twice."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._data = np.empty((0,), np.uint8)
+        self._shape: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * int(np.prod(self._shape))
+
+    def append(self, image: np.ndarray) -> None:
+        self._shape = image.shape
+        if self.nbytes + image.size > self._data.size:
+            self._data.resize((self._data.size * 5 // 4 + 8 * image.size,), refcheck=False)
+        self._data[self.nbytes : self.nbytes + image.size].reshape(image.shape)[:] = image
+        self.count += 1
+
+    def array(self) -> np.ndarray:
+        """All pictures, (T, H, W, 3)."""
+        self._data.resize((self.nbytes,), refcheck=False)
+        return self._data.reshape((self.count, *self._shape))
+
+
+def existing(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise MediaError("not a file" if path.exists() else "no such file")
+    if path.stat().st_size == 0:
+        raise MediaError("zero bytes")
+    return path
+
+
+@contextmanager
+def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        raise MediaError(f"{path}: cannot be decoded ({error.strerror or error})") from None
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from None
+
+
+@contextmanager
+def open_media(path: str | os.PathLike[str], limits: Limits) -> Iterator[Any]:
+    # FFmpeg decodes some frames already to find out what streams there are.
+    most = {"max_pixels": str(limits.pixels)}
+    with av.open(str(existing(path)), options=most, metadata_errors="ignore") as container:
+        for stream in (*container.streams.video, *container.streams.audio):
+            stream.codec_context.thread_count = 1
+        for stream in container.streams.video:
+            stream.codec_context.options = most
+        yield container
