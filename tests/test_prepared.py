@@ -54,7 +54,7 @@ def small_set(tmp_path):
 def test_clip_round_trip(tmp_path):
     truth = {"openness": np.linspace(0, 1, 10), "blinks": np.zeros((0, 2), np.float32)}
     clip = make_clip(**truth)
-    write_clip(tmp_path / "a.safetensors", clip, note="by hand")
+    write_clip(tmp_path / "a.safetensors", clip, remarks=["by hand"])
     back = read_clip(tmp_path / "a.safetensors")
     assert (back.fps, back.sample_rate, back.speaker, back.name) == (25.0, RATE, "s1", "a")
     np.testing.assert_array_equal(back.frames, clip.frames)
@@ -65,7 +65,7 @@ def test_clip_round_trip(tmp_path):
         np.testing.assert_array_equal(back.truth[key], value)
     header = read_header(tmp_path / "a.safetensors")
     assert (header["frames"], header["samples"], header["size"]) == (10, 6400, [8, 6])
-    assert header["note"] == "by hand"
+    assert header["remarks"] == ["by hand"]
 
 
 def test_equal_clips_make_equal_files_and_loud_sound_is_clipped(tmp_path):

@@ -354,7 +354,8 @@ def _entries(
         speaker, name = header["speaker"], header["name"]
         entry = {"name": name, "speaker": speaker, "split": assigned[speaker, name]}
         entry |= {"file": path.relative_to(out).as_posix()}
-        entry |= {key: header[key] for key in ("frames", "samples", "note") if header[key] != ""}
+        entry |= {key: header[key] for key in ("frames", "samples")}
+        entry |= {"remarks": header["remarks"]} if header["remarks"] else {}
         clips.append(entry)
     return sorted(clips, key=lambda entry: entry["file"])
 
@@ -366,8 +367,13 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         speakers = len({clip["speaker"] for clip in chosen})
         frames = sum(clip["frames"] for clip in chosen)
         print(f"{split:<8}{len(chosen):>8}{speakers:>10}{frames:>10}")
-    for note, count in Counter(clip["note"] for clip in clips if "note" in clip).items():
-        print(f"{count} clips: {note} (marked in {MANIFEST})")
+    remarks = [remark for clip in clips for remark in clip.get("remarks", ())]
+    kinds = Counter(remark.partition(":")[0] for remark in remarks)
+    if kinds:
+        print(f"clips with remarks, which {MANIFEST} has in full:")
+    for kind, count in kinds.most_common():
+        example = next(remark for remark in remarks if remark.partition(":")[0] == kind)
+        print(f"{count:>7}  {example}")
     if skipped:
         print(f"skipped {len(skipped)}:")
     for skip in skipped[:SKIPPED_SHOWN]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ EYES = np.array([[31.4, 44.2], [65.9, 43.1]])  # (x, y) of both eye centres in a
 FRAME = (128, 96)  # (H, W) that EYES refers to
 SAMPLE_EVERY = 5  # frames between two detections
 DETECTION_SIDE = 640  # pixels; larger pictures are reduced before detection
+SECOND_FACE = 0.6  # of the width of the largest face, from where on another is a face too
 
 # Eye centres as fractions of the box of haarcascade_frontalface_alt2, medians over GRID.
 _EYES_IN_FACE = np.array([[0.312, 0.382], [0.649, 0.382]])
@@ -27,6 +29,29 @@ _EYES_IN_FACE = np.array([[0.312, 0.382], [0.649, 0.382]])
 
 class NoFace(ValueError):
     """No face was found where one is needed."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where the largest face of a clip is, and how sure that is."""
+
+    eyes: np.ndarray  # (2, 2) centres as (x, y) in pixels, the one on the picture's left first
+    eyes_found: bool  # if not, they are guessed from the face box
+    searched: int  # frames that were searched for faces
+    seen: int  # those that show a face
+    several: int  # those that show another face of about the same size
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is odd about it, as "kind: details"."""
+        remarks = []
+        if not self.eyes_found:
+            remarks.append("eyes not found: placed by the face box")
+        if 2 * self.several >= self.seen:
+            remarks.append("two faces: the largest was taken")
+        if 2 * self.seen < self.searched:
+            remarks.append(f"few faces: found in {self.seen} of {self.searched} frames searched")
+        return remarks
 
 
 def align_frames(frames: np.ndarray, size: tuple[int, int] = FRAME) -> np.ndarray:
@@ -47,38 +72,45 @@ def align_image(image: np.ndarray, size: tuple[int, int] = FRAME) -> np.ndarray:
 
 
 def locate_eyes(frames: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Finds the median eye centres of the largest face.
+    """Give the eyes of ``find_face`` and whether they were found."""
+    face = find_face(frames)
+    return face.eyes, face.eyes_found
+
+
+def find_face(frames: np.ndarray) -> Face:
+    """Find the largest face of a clip and its median eye centres.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB; every fifth is searched.
 
-    Returns: the centres (2, 2) as (x, y) in pixels, the one on the picture's left first, and
-        whether eyes were found; if not, they are guessed from the face box.
-
-    Raises: `NoFace` if no searched frame shows a face.
+    Raises: ``NoFace`` if no searched frame shows a face.
     """
     shrink = max(1.0, *(side / DETECTION_SIDE for side in frames.shape[1:3]))
-    faces, pairs = [], []
-    for frame in frames[::SAMPLE_EVERY]:
+    faces, pairs, several = [], [], 0
+    searched = frames[::SAMPLE_EVERY]
+    for frame in searched:
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if shrink > 1:
             grey = cv2.resize(
                 grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA
             )
-        face = _largest_face(grey)
-        if face is not None:
+        found = _faces(grey)
+        if len(found):
+            face = found[0]
             faces.append(face)
+            several += len(found) > 1 and found[1][2] >= SECOND_FACE * face[2]
             pair = _eye_pair(grey, face)
             if pair is not None:
                 pairs.append(pair)
     if not faces:
         raise NoFace("no face found")
     # Eyes seen in a small part of the frames only are more likely nostrils or brows.
-    found = len(pairs) >= 0.2 * len(faces)
+    eyes_found = len(pairs) >= 0.2 * len(faces)
     x, y, width, height = np.median(faces, axis=0)
     guess = np.array([x, y]) + _EYES_IN_FACE * [width, height]
-    eyes = np.median(pairs, axis=0) if found else guess
-    return (eyes + 0.5) * shrink - 0.5, found
+    eyes = np.median(pairs, axis=0) if eyes_found else guess
+    eyes = (eyes + 0.5) * shrink - 0.5
+    return Face(eyes, eyes_found, len(searched), len(faces), several)
 
 
 def warp(frames: np.ndarray, eyes: np.ndarray, size: tuple[int, int] = FRAME) -> np.ndarray:
@@ -126,14 +158,14 @@ def _cascade(name: str) -> Any:
     return cascade
 
 
-def _largest_face(grey: np.ndarray) -> np.ndarray | None:
-    """Box (x, y, width, height) of the largest face, or None."""
+def _faces(grey: np.ndarray) -> list[np.ndarray]:
+    """Boxes (x, y, width, height) of the faces, the largest first."""
     for part in (4, 12):  # small faces only if there is no large one: they cost three times more
         side = max(24, min(grey.shape) // part)
         faces = _cascade("frontalface_alt2").detectMultiScale(grey, 1.1, 4, minSize=(side, side))
         if len(faces):
-            return max(faces, key=lambda box: box[2] * box[3]).astype(float)
-    return None
+            return [faces[i].astype(float) for i in np.argsort(-faces[:, 2] * faces[:, 3])]
+    return []
 
 
 def _eye_pair(grey: np.ndarray, face: np.ndarray) -> np.ndarray | None:

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .align import locate_eyes, warp
-from .media import MediaError, read_media
+from .align import find_face, warp
+from .media import MediaError, load_media
 from .prepared import Clip, DataError, write_clip
 
 FPS = 25.0
 FRAMES = 75
 SPLITS = {"train": 16, "val": 7, "test": 10}  # speakers of each, the proportions of Vougioukas
-EYES_GUESSED = "eyes not found, placed by the face box"
 _VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
 
 
@@ -67,19 +66,22 @@ def prepare_clip(
 ) -> Path:
     """Aligns the face of `source`, resamples its sound to `sample_rate` Hz and writes `target`.
 
+    Pictures of another rate are resampled to ``FPS``. What was done to the file and what is odd
+    about it is stored with the clip, as remarks.
+
     Returns `target`. Raises `MediaError` or `NoFace` if the clip cannot be used.
     """
-    frames, fps, audio = read_media(source.path, sample_rate)
-    if abs(fps - FPS) > 0.01:
-        raise MediaError(f"{source.path}: {fps:g} fps, GRID has {FPS:g}")
-    if len(frames) < min_frames:
-        raise MediaError(
-            f"{source.path}: {len(frames)} frames, fewer than {min_frames} (truncated?)"
-        )
-    eyes, found = locate_eyes(frames)
-    clip = Clip(warp(frames, eyes, size), audio, FPS, sample_rate, source.speaker, source.name)
+    media = load_media(source.path, sample_rate, fps=FPS)
+    if len(media.frames) < min_frames:
+        why = f"{len(media.frames)} frames, fewer than {min_frames} (truncated?)"
+        if abs(media.source_fps - FPS) > 0.01:
+            why += f"; it has {media.source_fps:.5g} fps, GRID has {FPS:g}"
+        raise MediaError(f"{source.path}: {why}")
+    face = find_face(media.frames)
+    frames = warp(media.frames, face.eyes, size)
+    clip = Clip(frames, media.audio, FPS, sample_rate, source.speaker, source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, note="" if found else EYES_GUESSED)
+    write_clip(target, clip, remarks=[*media.remarks, *face.remarks])
     return target
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,11 +52,11 @@ class Clip:
     truth: dict[str, np.ndarray] = field(default_factory=dict)  # synthetic clips only
 
 
-def write_clip(path: str | os.PathLike[str], clip: Clip, note: str = "") -> None:
+def write_clip(path: str | os.PathLike[str], clip: Clip, remarks: Sequence[str] = ()) -> None:
     """Writes `clip` as one safetensors file; either the whole file appears at `path` or nothing.
 
-    Audio is rounded to 16 bits and clipped to [-1, 1). `note` is a remark on how the clip was
-    made, which `read_header` gives back.
+    Audio is rounded to 16 bits and clipped to [-1, 1). `remarks` say how the clip was made and
+    what is odd about it, each as "kind: details"; `read_header` gives them back.
     """
     frames, audio = np.asarray(clip.frames), np.asarray(clip.audio)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
@@ -74,7 +74,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, note: str = "") -> None
         "sample_rate": int(clip.sample_rate),
         "speaker": clip.speaker,
         "name": clip.name,
-        "note": note,
+        "remarks": list(remarks),
     }
     tensors = {"frames": np.ascontiguousarray(frames), "audio": pcm}
     for key, value in clip.truth.items():
@@ -93,16 +93,17 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
                 for key in sorted(file.keys())
                 if key.startswith(_TRUTH)
             },
-            **{key: value for key, value in header.items() if key != "note"},
+            **{key: header[key] for key in ("fps", "sample_rate", "speaker", "name")},
         )
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads fps, sample_rate, speaker, name, note, frames (T), samples (N), size [H, W]."""
+    """Reads fps, sample_rate, speaker, name, remarks, frames (T), samples (N), size [H, W]."""
     with _open_clip(path) as (file, header):
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
-        return {**header, "frames": frames[0], "samples": samples, "size": frames[2:]}
+        shape = {"frames": frames[0], "samples": samples, "size": frames[2:]}
+        return {"remarks": [], **header, **shape}
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
