@@ -108,7 +108,9 @@ def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> 
         packets = [packet for packet in container.demux(video) if packet.size]
         hints = _hints(video)
         base = video.time_base
-    by_pts = 2 * sum(packet.pts is not None for packet in packets) > len(packets)
+        guessed = container.format.name == "avi"  # which has no presentation times at all
+    stamped = sum(packet.pts is not None for packet in packets)
+    by_pts = 2 * stamped > len(packets) and not guessed
     stamps = [packet.pts if by_pts else packet.dts for packet in packets]
     times = np.unique([float(stamp * base) for stamp in stamps if stamp is not None])
     if fps is None and len(times) > 1:
@@ -139,7 +141,8 @@ class _Stamps:
         stamp = frame.pts if self._by_pts else frame.dts
         self._damaged += frame.is_corrupt
         if stamp is None:
-            self._missing += 1
+            # The decoder gives its last frames without the packets that had decoding times.
+            self._missing += self._by_pts or self._delay is None
             time = self.times[-1] + self._step if self.times else 0.0
         else:
             if self._delay is None:
