@@ -312,11 +312,10 @@ def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def open_media(path: str | os.PathLike[str], limits: Limits) -> Iterator[Any]:
-    # FFmpeg decodes some frames already to find out what streams there are.
-    most = {"max_pixels": str(limits.pixels)}
-    with av.open(str(existing(path)), options=most, metadata_errors="ignore") as container:
+    """Open a file with decoders of one thread that refuse pictures above the limit."""
+    with av.open(str(existing(path)), metadata_errors="ignore") as container:
         for stream in (*container.streams.video, *container.streams.audio):
             stream.codec_context.thread_count = 1
         for stream in container.streams.video:
-            stream.codec_context.options = most
+            stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         yield container
