@@ -218,6 +218,31 @@ def test_backward_time_stamps_are_refused(tmp_path):
         load_media(path, RATE)
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts"])
+def test_damage_is_named_or_read_as_far_as_it_goes(tmp_path, kind):
+    codecs = {"mp4": {"audio": "aac"}, "avi": {"video": "mpeg4"}, "mkv": {}}
+    codecs["ts"] = {"audio": "mp2", "video": "mpeg2video"}
+    path = write(tmp_path / f"clip.{kind}", EVEN[:20], 0.4, tick=FPS, bf="2", **codecs[kind])
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    for attempt in range(25):
+        damaged = whole.copy()
+        within = len(whole) if attempt % 2 else min(3000, len(whole))
+        places = rng.integers(0, within, 5)
+        damaged[places] = rng.integers(0, 256, 5)
+        path.write_bytes(damaged[: rng.integers(1, len(whole)) if attempt % 5 == 0 else None])
+        media, reason = None, ""
+        try:
+            media = load_media(path, RATE, fps=FPS)
+        except MediaError as error:
+            reason = str(error)
+        if media is None:
+            assert reason.startswith(str(path))
+            continue
+        assert len(media.audio) == round(len(media.frames) / FPS * RATE)
+        assert np.isfinite(media.audio).all()
+
+
 def test_missing_rate_is_refused(tmp_path):
     path = write(tmp_path / "clip.mkv", EVEN, 1.0)
     for fps in (0, -1, float("nan"), float("inf")):

@@ -68,7 +68,8 @@ def prepare_grid(
 
     Faces are aligned by their eyes, the sound is resampled, and speakers are divided into train,
     val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of 3 s takes 2.8 MB of
-    disk and about 0.25 s of one core. Clips that cannot be used are skipped and listed.
+    disk and about 0.25 s of one core. Clips that cannot be used are skipped and listed; other frame
+    rates are resampled to 25, and remarks say what was done to a clip or is odd about it.
     Run again, it does only what is missing.
 
     Args:

@@ -251,11 +251,17 @@ def _streams(container: Any) -> tuple[Any, Any]:
     """The first video stream that is no cover picture, and the first audio stream."""
     kind = container.format.name
     cover = av.stream.Disposition.attached_pic
-    videos = [stream for stream in container.streams.video if not stream.disposition & cover]
-    for streams, what in ((videos, "video"), (container.streams.audio, "audio")):
+    videos = [stream for stream in decodable(container, "video") if not stream.disposition & cover]
+    audios = decodable(container, "audio")
+    for streams, what in ((videos, "video"), (audios, "audio")):
         if not streams:
-            raise MediaError(f"no {what} stream (it is a file of the kind {kind})")
-    return videos[0], container.streams.audio[0]
+            raise MediaError(f"no {what} stream to decode (it is a file of the kind {kind})")
+    return videos[0], audios[0]
+
+
+def decodable(container: Any, kind: str) -> list[Any]:
+    """The streams of one ``kind``, "video" or "audio", whose codec FFmpeg knows."""
+    return [stream for stream in container.streams if stream.type == kind and stream.codec_context]
 
 
 def _format_remarks(path: str | os.PathLike[str], container: Any) -> list[str]:
@@ -314,8 +320,9 @@ def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 def open_media(path: str | os.PathLike[str], limits: Limits) -> Iterator[Any]:
     """Open a file with decoders of one thread that refuse pictures above the limit."""
     with av.open(str(existing(path)), metadata_errors="ignore") as container:
-        for stream in (*container.streams.video, *container.streams.audio):
+        for stream in decodable(container, "audio"):
             stream.codec_context.thread_count = 1
-        for stream in container.streams.video:
+        for stream in decodable(container, "video"):
+            stream.codec_context.thread_count = 1
             stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         yield container

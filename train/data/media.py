@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from PIL import Image
 
-from train.data.decode import Media, errors_of, existing, load_media, open_media
+from train.data.decode import Media, decodable, errors_of, existing, load_media, open_media
 from train.data.limits import Limits, MediaError
 from train.data.sound import Sound
 
@@ -56,9 +56,10 @@ def read_audio(
     sound = Sound()
     with errors_of(path):
         with open_media(path, limits) as container:
-            if not container.streams.audio:
-                raise MediaError("no audio stream")
-            for frame in container.decode(container.streams.audio[0]):
+            streams = decodable(container, "audio")
+            if not streams:
+                raise MediaError("no audio stream to decode")
+            for frame in container.decode(streams[0]):
                 sound.add(frame)
                 limits.check_bytes(sound.nbytes)
                 limits.check_seconds(sound.end - sound.start)
