@@ -105,13 +105,13 @@ def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> 
         video, _ = _streams(container)
         context = video.codec_context
         width, height = Pictures(video, limits).size(context.width, context.height)
-        packets = [packet for packet in container.demux(video) if packet.size]
+        packets = [(packet.pts, packet.dts) for packet in container.demux(video) if packet.size]
         hints = _hints(video)
         base = video.time_base
         guessed = container.format.name == "avi"  # which has no presentation times at all
-    stamped = sum(packet.pts is not None for packet in packets)
+    stamped = sum(pts is not None for pts, _ in packets)
     by_pts = 2 * stamped > len(packets) and not guessed
-    stamps = [packet.pts if by_pts else packet.dts for packet in packets]
+    stamps = [pts if by_pts else dts for pts, dts in packets]
     times = np.unique([float(stamp * base) for stamp in stamps if stamp is not None])
     if fps is None and len(times) > 1:
         fps = source_rate(times, hints)[0]
@@ -121,7 +121,7 @@ def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> 
     if len(times):
         limits.check_seconds(times[-1] - times[0])
         limits.check_bytes((times[-1] - times[0]) * fps * height * width * 3)
-    decoding = [packet.dts for packet in packets if packet.dts is not None]
+    decoding = [dts for _, dts in packets if dts is not None]
     return _Survey(fps, hints, by_pts, min(decoding, default=None))
 
 
@@ -297,6 +297,7 @@ class _Frames:
 
 
 def existing(path: str | os.PathLike[str]) -> Path:
+    """Give ``path``; ``MediaError`` if it is no file or an empty one."""
     path = Path(path)
     if not path.is_file():
         raise MediaError("not a file" if path.exists() else "no such file")
