@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
 from model.convolution import HalvingConv2d
-from polyfusion.nn import NormActivation, merge_skip_weight
+from polyfusion.nn import CMFFusion, NormActivation, merge_skip_weight
 from polyfusion.ops import reference
 from train.config import TrainConfig
 from train.gan import Batch, choose, take_audio, take_frames
@@ -122,7 +122,7 @@ def published_fusion(layer: nn.Module, views: list[Tensor], noise: Tensor | None
     if form == "TuckerFusion":
         factors = list(layer.factors)
         return reference.tucker_fusion_published(views, layer.core, factors, layer.out, noise)
-    if form == "CMFFusion":
+    if isinstance(layer, CMFFusion):
         second = None if layer.second is None else list(layer.second)
         return reference.cmf_fusion_published(
             views, list(layer.first), second, layer.out, layer.bias, noise

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from model.generator import Generator
 from model.talking_face import TalkingFace
+from polyfusion.kernels.layout import per_clip
 from polyfusion.nn import CMFFusion, NormActivation, SkipConvBlock, UpConvBlock
-from polyfusion.ops._norm_eager import per_clip
 from polyfusion.ops.conv import conv_method, convolve
 
 

@@ -28,7 +28,7 @@ import torch
 
 COMMAND = "python -m polyfusion.build"
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-KERNELS = ("fusion.cu", "products.cu", "norm.cu", "final.cu")
+KERNELS = ("hadamard.cu", "tucker.cu", "products.cu", "norm.cu", "final.cu")
 ARCHITECTURES = ("80", "90", "100")
 LOCK_TIMEOUT = 900.0  # seconds; a build takes about two minutes
 TORCH_VERSION = "0x020b000000000000"  # the oldest PyTorch whose ABI the binary uses: 2.11

@@ -1,7 +1,9 @@
 """Which kernels serve a call: ``kernels="auto" | "eager" | "triton" | "cuda"``.
 
 An explicit choice works or raises and says why. ``auto`` takes the fastest that can serve the call:
-Triton or the CUDA extension on a GPU, eager on a CPU (the interpreter is for checking, not speed).
+Triton on a GPU, plain PyTorch on a CPU (Triton's interpreter is for checking, not for speed). Each
+of the three backends is a package of :mod:`polyfusion.kernels`, with modules of the same names and
+functions of the same names and arguments; :func:`backend` finds them.
 """
 
 import functools
@@ -14,8 +16,9 @@ from types import ModuleType
 import torch
 
 CHOICES = ("auto", "eager", "triton", "cuda")
+"""What ``kernels=`` can be."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Those of every operator."""
+"""What every operator computes in."""
 
 
 class KernelsUnavailable(RuntimeError):
@@ -80,9 +83,9 @@ def _say_interpreted() -> None:
 
 def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
     """Why the CUDA extension cannot serve these tensors, or any, or ``None`` if it can."""
-    from polyfusion.kernels import cuda
+    from polyfusion import extension  # at the first need: it brings the build tools along
 
-    return cuda.problem(tensors)
+    return extension.problem(tensors)
 
 
 def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | None:
@@ -128,6 +131,7 @@ def resolve(
     return kernels
 
 
-def fused_kernels(name: str, kernels: str) -> ModuleType:
-    """The module with an operator's launchers, in Triton or, with the same names, in CUDA C++."""
-    return importlib.import_module(f"polyfusion.kernels.{'cuda_' * (kernels == 'cuda')}{name}")
+@functools.cache
+def backend(chosen: str, stem: str) -> ModuleType:
+    """Import a backend's module: ``polyfusion.kernels.<chosen>.<stem>``, say ``triton.tucker``."""
+    return importlib.import_module(f"polyfusion.kernels.{chosen}.{stem}")

@@ -1,7 +1,7 @@
 """The CUDA extension: found, loaded at the first call, and never compiled here.
 
-``cuda_hadamard``, ``cuda_tucker``, ``cuda_norm`` and ``cuda_final`` offer its operators with the
-signatures of the Triton launchers. For tests, :func:`emulation` runs the kernels on CPU tensors.
+:mod:`polyfusion.kernels.cuda` calls its operators; :mod:`polyfusion.build` compiles it. For tests,
+:func:`emulation` runs its kernels on CPU tensors.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from polyfusion import build
-from polyfusion.ops._dispatch import KernelsUnavailable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _emulated = False
@@ -74,22 +73,3 @@ def problem(tensors: Sequence[Tensor] = ()) -> str | None:
 def operators(tensor: Tensor) -> Any:
     """The namespace of operators for a tensor's device."""
     return torch.ops.polyfusion_cuda if tensor.is_cuda else torch.ops.polyfusion_emulated
-
-
-def tf32() -> bool:
-    """Whether products of float32 may round their operands to tf32."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def check_two(views: Sequence[Tensor]) -> None:
-    """Raise :class:`KernelsUnavailable` unless there are two views."""
-    if len(views) != 2:
-        raise KernelsUnavailable(
-            f"kernels='cuda': the CUDA kernels fuse 2 views, got {len(views)}; "
-            "use kernels='triton' or 'eager'"
-        )
-
-
-def bits(needs: Sequence[bool]) -> int:
-    """Which gradients are needed, as one number."""
-    return sum(need << i for i, need in enumerate(needs))

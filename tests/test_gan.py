@@ -169,7 +169,7 @@ def test_the_code_learns_at_a_rate_of_its_own():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_demo_step_takes_few_tiles_and_fills_them(monkeypatch):
     """The interpreter's time goes by tiles, and by their elements whether they are used or not."""
-    from polyfusion.kernels import final, hadamard, matmul, norm
+    from polyfusion.kernels.triton import final, hadamard, matmul, norm
 
     tiles = []
 

@@ -9,7 +9,7 @@ from model import ModelConfig
 from model.generator import Generator
 from polyfusion.nn import merge_skip_weight
 from polyfusion.ops.reference import generator_reference
-from tests.helpers import relative_error
+from tests.library.helpers import relative_error
 
 SIZES = {
     "shallow": (ModelConfig(height=8, width=12, depth=2, base_channels=6), 2, 3),

@@ -12,7 +12,7 @@ from model.discriminators import PatchSequenceDiscriminator
 from model.folding import fold
 from polyfusion import nn, ops
 from polyfusion.ops.reference import cmf_fusion_reference
-from tests.helpers import TOLERANCE, relative_error
+from tests.library.helpers import TOLERANCE, relative_error
 from tests.test_gan import CONFIG, batch, trainer
 from tests.test_model import SMALL, inputs, parameters
 from train.config import TrainConfig, parse

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from polyfusion.ops._dispatch import KernelsUnavailable
+from polyfusion.dispatch import KernelsUnavailable
 from train.config import UserError
 from train.data.media import MediaError
 from train.data.prepared import DataError

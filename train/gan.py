@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
-from polyfusion.ops._dispatch import interpreted
+from polyfusion.dispatch import interpreted
 from train.base import BaseTrainer, Batch
 from train.config import LossConfig, TrainConfig
 from train.losses import bottom_half, fake_loss, generator_loss, l1_loss, real_loss, top_half

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from polyfusion.ops._dispatch import interpreted, resolve
+from polyfusion.dispatch import interpreted, resolve
 from train.base import BaseTrainer, Batch
 from train.checkpoint import (
     CHECKPOINT_FILE,

@@ -6,6 +6,7 @@ Every layer takes the views (as one sequence or one by one) and the noise:
     z = fuse(speech, identity, noise=noise)     # (B, T, 256), (B, 128), (B, T, 10) -> (B, T, 394)
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyfusion import ops
-from polyfusion.ops._common import check_dtype, check_views
-from polyfusion.ops._dispatch import check_choice
+from polyfusion.dispatch import check_choice
+from polyfusion.ops.cmf import cmf_fusion
+from polyfusion.ops.concat import concat_fusion
+from polyfusion.ops.cp import cp_fusion
+from polyfusion.ops.dense import dense_fusion
+from polyfusion.ops.tucker import tucker_fusion
+from polyfusion.ops.views import check_dtype, check_views
 
 PENALTIES = ("norm", "sumsq", "meansq")
 
@@ -89,7 +94,7 @@ class CPFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.cp_fusion(views, list(self.factors), self.out, noise=noise, kernels=self.kernels)
+        return cp_fusion(views, list(self.factors), self.out, noise=noise, kernels=self.kernels)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, kernels={self.kernels!r}"
@@ -127,7 +132,7 @@ class TuckerFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.tucker_fusion(
+        return tucker_fusion(
             views, self.core, list(self.factors), self.out, noise=noise, kernels=self.kernels
         )
 
@@ -164,13 +169,22 @@ class CMFFusion(_Fusion):
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
         second = None if self.second is None else list(self.second)
-        return ops.cmf_fusion(
+        return cmf_fusion(
             views, list(self.first), second, self.out, self.bias, noise=noise, kernels=self.kernels
         )
 
     def extra_repr(self) -> str:
         shared = ", shared_row_space=True" if self.shared_row_space else ""
         return f"{super().extra_repr()}, rank={self.rank}{shared}, kernels={self.kernels!r}"
+
+
+class CMFSRFusion(CMFFusion):
+    """PF-CMF-SR, eq. (6b): :class:`CMFFusion` with a shared row space."""
+
+    def __init__(
+        self, dims: Sequence[int], out_features: int, rank: int = 128, kernels: str = "auto"
+    ) -> None:
+        super().__init__(dims, out_features, rank, True, kernels)
 
 
 class DenseFusion(_Fusion):
@@ -182,7 +196,7 @@ class DenseFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.dense_fusion(views, self.weight, noise=noise)
+        return dense_fusion(views, self.weight, noise=noise)
 
 
 class ConcatFusion(_Fusion):
@@ -192,7 +206,7 @@ class ConcatFusion(_Fusion):
         super().__init__(dims, sum(dims))
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.concat_fusion(views, noise=noise)
+        return concat_fusion(views, noise=noise)
 
 
 class WithinView(nn.Module):
@@ -255,7 +269,19 @@ class WithinViewFusion(_Fusion):
         return self.fusion(raised, noise=noise)
 
 
-FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
+FUSIONS: dict[str, type[_Fusion]] = {
+    "cp": CPFusion,
+    "tucker": TuckerFusion,
+    "cmf": CMFFusion,
+    "cmf-sr": CMFSRFusion,
+    "dense": DenseFusion,
+    "concat": ConcatFusion,
+}
+"""Every form of fusion by its name: the one list of them."""
+FUSED = tuple(
+    name for name, layer in FUSIONS.items() if "kernels" in inspect.signature(layer).parameters
+)
+"""The forms that have fused kernels: their layers take ``kernels``."""
 
 
 def make_fusion(
@@ -270,28 +296,24 @@ def make_fusion(
 ) -> _Fusion:
     """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
 
-    ``rank`` is for CP and CMF, ``ranks`` for Tucker, ``kernels`` for all but the unfactored tensor
-    and concatenation, which are PyTorch's. Concatenation has Σ d_v outputs, whatever
-    ``out_features`` says; read the result's ``out_features``. With a ``within_view_degree`` above 1
-    the result is a :class:`WithinViewFusion`.
+    Of the options each layer gets those that it takes: ``rank`` is for CP and CMF, ``ranks`` for
+    Tucker, ``kernels`` for all but the unfactored tensor and concatenation, which are PyTorch's.
+    Concatenation has Σ d_v outputs, whatever ``out_features`` says; read the result's
+    ``out_features``. With a ``within_view_degree`` above 1 the result is a
+    :class:`WithinViewFusion`.
+
+    Raises:
+        ValueError: there is no form of that name, or a size or an option does not fit.
     """
     check_choice(kernels)
     _check_positive("within_view_degree", within_view_degree)
-    if within_view_degree > 1:
-        fusion = make_fusion(name, dims, out_features, rank=rank, ranks=ranks, kernels=kernels)
-        return WithinViewFusion(fusion, within_view_degree)
-    match name:
-        case "cp":
-            return CPFusion(dims, out_features, rank, kernels)
-        case "tucker":
-            return TuckerFusion(dims, out_features, ranks, kernels)
-        case "cmf" | "cmf-sr":
-            return CMFFusion(dims, out_features, rank, name == "cmf-sr", kernels)
-        case "dense":
-            return DenseFusion(dims, out_features)
-        case "concat":
-            return ConcatFusion(dims)
-    raise ValueError(f"fusion {name!r}: expected one of {', '.join(map(repr, FUSIONS))}")
+    if name not in FUSIONS:
+        raise ValueError(f"fusion {name!r}: expected one of {', '.join(map(repr, FUSIONS))}")
+    layer: Any = FUSIONS[name]
+    taken = inspect.signature(layer).parameters
+    options = {"out_features": out_features, "rank": rank, "ranks": ranks, "kernels": kernels}
+    fusion = layer(dims, **{key: value for key, value in options.items() if key in taken})
+    return WithinViewFusion(fusion, within_view_degree) if within_view_degree > 1 else fusion
 
 
 def _check_positive(name: str, *sizes: int) -> None:

@@ -1,17 +1,15 @@
-"""What every fusion operator shares: views per frame and per clip, validation, autocast.
+"""What every fusion operator does with its arguments first: autocast and validation.
 
 Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m outputs, n noise.
 """
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyfusion.ops._dispatch import DTYPES
-from polyfusion.ops._product import product
+from polyfusion.dispatch import DTYPES
 
 
 def autocast(*arguments: Any) -> tuple[Any, ...]:
@@ -36,6 +34,7 @@ def autocast(*arguments: Any) -> tuple[Any, ...]:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as a plain tuple, for messages."""
     return tuple(tensor.shape)
 
 
@@ -127,34 +126,3 @@ def check_alike(**arguments: Any) -> None:
             raise ValueError(
                 f"{name} is on {value.device}, expected {first.device} as {first_name}"
             )
-
-
-def project(view: Tensor, factor: Tensor) -> Tensor:
-    """φ(z) A for a factor (d+1, k) whose last row meets the appended 1: the row is a bias."""
-    weight, bias = factor.split([factor.shape[0] - 1, 1])
-    return product(view, weight, bias[0])
-
-
-def align(views: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
-    """Give views constant over a clip T = 1 if others have frames; and which ones have frames."""
-    framed = [view.ndim == 3 for view in views]
-    if any(framed):
-        views = [view if view.ndim == 3 else view.unsqueeze(1) for view in views]
-    return list(views), framed
-
-
-def join(values: Sequence[Any], framed: Sequence[bool], combine: Callable[[Any, Any], Any]) -> Any:
-    """Combine one value per view, among those constant over a clip first: once for all T frames.
-
-    ``combine`` is associative and commutative, and broadcasts a clip's value over the frames of its
-    left argument.
-    """
-    groups = (
-        [x for x, f in zip(values, framed, strict=True) if f == kind] for kind in (True, False)
-    )
-    return reduce(combine, [reduce(combine, group) for group in groups if group])
-
-
-def with_noise(fused: Tensor, noise: Tensor | None) -> Tensor:
-    """[z̃, noise], eq. (2)."""
-    return fused if noise is None else torch.cat([fused, noise], dim=-1)

@@ -58,30 +58,30 @@ void expect(const char* what, Error error, std::initializer_list<const Buffer*> 
   std::exit(1);
 }
 
-void gated(Type type, Form form, bool framed) {
+void hadamard(Type type, Form form, bool framed) {
   const int B = framed ? 1 : 2, T = 35, d0 = 70, d1 = 9, k = 66, m = 67, n = 3;
-  const int affine = form == Form::product, rows1 = framed ? B * T : B;
+  const int affine = form == Form::cp, rows1 = framed ? B * T : B;
   Buffer z0(type, B * T * d0), z1(type, rows1 * d1), a0(type, (d0 + affine) * k);
   Buffer a1(type, (d1 + affine) * k), b0(type, d0 * k), b1(type, d1 * k), out(type, m * k);
   Buffer bias(type, m), noise(type, B * T * n), y(type, B * T * (m + n)), dy(type, B * T * (m + n));
   for (Buffer* x : {&z0, &z1, &a0, &a1, &b0, &b1, &out, &bias, &noise, &dy}) x->fill();
-  Gated g{};
+  Hadamard g{};
   g.type = type, g.form = form, g.clips = B, g.frames = T, g.framed = framed;
   g.sizes[0] = d0, g.sizes[1] = d1, g.rank = k, g.outputs = m, g.noise_columns = n;
   g.views[0] = z0, g.views[1] = z1, g.first[0] = a0, g.first[1] = a1, g.out = out;
-  if (form == Form::coupled) g.second[0] = b0, g.second[1] = b1;
+  if (form == Form::cmf) g.second[0] = b0, g.second[1] = b1;
   if (!affine) g.bias = bias;
-  expect("gated_forward", gated_forward(g, noise, y, nullptr), {&y});
+  expect("hadamard_forward", hadamard_forward(g, noise, y, nullptr), {&y});
 
   Buffer dz0(type, B * T * d0), dz1(type, rows1 * d1), da0(type, (d0 + affine) * k);
   Buffer da1(type, (d1 + affine) * k), db0(type, d0 * k), db1(type, d1 * k), dout(type, m * k);
   Buffer dbias(type, m);
-  Buffer workspace(Type::float32, gated_backward_bytes(g) / 4 + 1);
-  const GatedGradients d{{dz0, dz1}, {da0, da1}, {db0, db1}, dout, dbias};
-  const Error error = gated_backward(g, dy, d, workspace, nullptr);
-  expect("gated_backward", error, {&dz0, &dz1, &da0, &da1, &dout});
-  if (form == Form::coupled) expect("gated_backward", error, {&db0, &db1});
-  if (!affine) expect("gated_backward", error, {&dbias});
+  Buffer workspace(Type::float32, hadamard_backward_bytes(g) / 4 + 1);
+  const HadamardGradients d{{dz0, dz1}, {da0, da1}, {db0, db1}, dout, dbias};
+  const Error error = hadamard_backward(g, dy, d, workspace, nullptr);
+  expect("hadamard_backward", error, {&dz0, &dz1, &da0, &da1, &dout});
+  if (form == Form::cmf) expect("hadamard_backward", error, {&db0, &db1});
+  if (!affine) expect("hadamard_backward", error, {&dbias});
 }
 
 void tucker(Type type) {
@@ -108,7 +108,7 @@ void norm(Type type, bool channels_last) {
   const int B = 2, T = 2, C = 11, P = 12;
   const Type single = Type::float32;
   Buffer u(type, B * T * C * P), s(type, B * C * P), dy(type, B * T * C * P), y(type, B * T * C * P);
-  Buffer weight(single, C), bias(single, C), mean(single, C), variance(single, C);
+  Buffer weight(single, C), bias(single, C), mean(single, C), var(single, C);
   for (Buffer* x : {&u, &s, &dy, &weight, &bias}) x->fill();
   Norm x{};
   x.type = type, x.channels_last = channels_last, x.frames = B * T, x.per_clip = T;
@@ -116,8 +116,8 @@ void norm(Type type, bool channels_last) {
   Buffer workspace(single, norm_statistics_bytes(x) / 4 + norm_sums_bytes(x) / 4);
   const auto channel = [](Buffer& b) { return static_cast<float*>(b.get()); };
   expect("norm_statistics",
-         norm_statistics(x, channel(mean), channel(variance), workspace, nullptr), {&mean, &variance});
-  x.mean = channel(mean), x.variance = channel(variance);
+         norm_statistics(x, channel(mean), channel(var), workspace, nullptr), {&mean, &var});
+  x.mean = channel(mean), x.var = channel(var);
   x.weight = channel(weight), x.bias = channel(bias);
   expect("norm_apply", norm_apply(x, y, nullptr), {&y});
   Buffer sums(single, 2 * C), du(type, B * T * C * P), ds(type, B * C * P);
@@ -133,16 +133,16 @@ void final_block(Type type) {
   const Final f{type, N, C, O, H, W, x, weight};
   expect("final_forward", final_forward(f, y, nullptr), {&y});
   Buffer workspace(Type::float32, final_backward_bytes(f) / 4);
-  expect("final_backward", final_backward(f, y, dy, dx, dweight, workspace, nullptr), {&dx, &dweight});
+  expect("final_backward", final_backward(f, dy, y, dx, dweight, workspace, nullptr), {&dx, &dweight});
 }
 
 }  // namespace
 
 int main() {
   for (const Type type : {Type::float32, Type::tensor_float32, Type::float16, Type::bfloat16}) {
-    gated(type, Form::product, false);
-    gated(type, Form::shared, true);
-    gated(type, Form::coupled, false);
+    hadamard(type, Form::cp, false);
+    hadamard(type, Form::cmf_sr, true);
+    hadamard(type, Form::cmf, false);
     tucker(type);
     final_block(type);
   }

@@ -17,17 +17,16 @@ from polyfusion.nn import (
     merge_skip_weight,
     split_skip_weight,
 )
-from polyfusion.ops import block, conv, norm
+from polyfusion.ops import conv, final, recompute
 from polyfusion.ops.reference import (
     generator_reference,
     skip_conv_block_reference,
     up_conv_block_reference,
 )
-from tests.helpers import relative_error
+from tests.library.helpers import BLOCK_TOLERANCE, relative_error
 
 # How kernels and convolution combine; None is what the size decides.
 WAYS = [("eager", None), ("eager", "taps"), ("triton", None), ("triton", "own")]
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 
 def compare(module, oracle, inputs, dtype=torch.float32, tolerance=None):
@@ -43,7 +42,7 @@ def compare(module, oracle, inputs, dtype=torch.float32, tolerance=None):
         value, [*leaves, *module.parameters()], cotangent.to(value.dtype)
     )
     for found, exactly in zip([value, *gradients], wanted, strict=True):
-        assert relative_error(found, exactly) < (tolerance or TOLERANCE[dtype])
+        assert relative_error(found, exactly) < (tolerance or BLOCK_TOLERANCE[dtype])
 
 
 def skip_oracle(x, skip, weight_x, weight_skip, norm_weight, norm_bias):
@@ -58,7 +57,7 @@ def randomise(module):
 
 
 @pytest.mark.parametrize(("kernels", "method"), WAYS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", BLOCK_TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(
     ("clips", "frames", "channels", "skip_channels", "size"),
     [(2, 3, 5, 7, (4, 3)), (1, 4, 17, 17, (3, 5)), (3, 1, 4, 2, (2, 1))],
@@ -73,7 +72,7 @@ def test_skip_conv_block(kernels, method, dtype, clips, frames, channels, skip_c
 
 
 @pytest.mark.parametrize(("kernels", "method"), WAYS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", BLOCK_TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(("channels", "size"), [((5, 3), (4, 3)), ((17, 9), (1, 2))])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_up_conv_block(kernels, method, dtype, channels, size):
@@ -182,7 +181,7 @@ def test_convolutions_are_registered(method):
 
 def test_final_block_is_registered():
     x, weight = torch.randn(2, 3, 2, 3, requires_grad=True), torch.randn(3, 3, 4, 4)
-    opcheck(block._final, (x, weight.requires_grad_(), "triton"))
+    opcheck(final.final_op, (x, weight.requires_grad_(), "triton"))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_each_layer_keeps_one_map(monkeypatch):
     blocks = [SkipConvBlock(32), UpConvBlock(32, 16), SkipConvBlock(16), FinalBlock(16)]
     x, skips = torch.randn(8, 32, 16, 12), (torch.randn(1, 32, 16, 12), torch.randn(1, 16, 32, 24))
     kept = {}
-    monkeypatch.setattr(norm, "_hooked", lambda: False)  # the hooks below only watch
+    monkeypatch.setattr(recompute, "_hooked", lambda: False)  # the hooks below only watch
 
     def keep(tensor):
         if tensor.numel() > 30_000:

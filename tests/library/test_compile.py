@@ -2,7 +2,8 @@
 
 The table of what came out is kept in compiled_kernels.json; after a change to a kernel, renew it:
 
-    TRITON_INTERPRET=0 python -m polyfusion.kernels > tests/compiled_kernels.json
+    TRITON_INTERPRET=0 \\
+    python -m polyfusion.kernels.triton.compile > tests/library/compiled_kernels.json
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from polyfusion.kernels.compile import COLUMNS, SHARED_LIMIT
+from polyfusion.kernels.triton.compile.gate import COLUMNS, SHARED_LIMIT
 
 TABLE = Path(__file__).with_name("compiled_kernels.json")
 MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma", "100": "tcgen05.mma"}
@@ -25,7 +26,7 @@ TILE = ("BLOCK_B", "BLOCK_T", "BLOCK_M", "BLOCK_N", "BLOCK_P", "BLOCK_O")  # not
 def compiled():
     """Compile everything in a process of its own: this one may have Triton's interpreter."""
     done = subprocess.run(
-        [sys.executable, "-m", "polyfusion.kernels"],
+        [sys.executable, "-m", "polyfusion.kernels.triton.compile"],
         capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -73,4 +74,4 @@ def test_committed_table_is_true(compiled):
     table = json.loads(TABLE.read_text())
     if table["triton"] != triton.__version__:
         pytest.skip(f"the table is of triton {table['triton']}, this is {triton.__version__}")
-    assert compiled == table, "renew tests/compiled_kernels.json (see the top of this file)"
+    assert compiled == table, "renew tests/library/compiled_kernels.json (see the top of this file)"

@@ -15,7 +15,7 @@ from filelock import FileLock
 from polyfusion import build
 from polyfusion.build import BuildError
 from polyfusion.ops import KernelsUnavailable
-from tests.helpers import make_problem
+from tests.library.helpers import make_problem
 
 TABLE = Path(__file__).with_name("compiled_cuda.json")
 CAPABILITIES = ("80", "90", "100")

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from polyfusion.kernels import cuda, cuda_final
+from polyfusion import extension
+from polyfusion.kernels.cuda import final
 from polyfusion.ops.norm import norm_activation
-from tests.helpers import FORMS, TOLERANCE, make_problem, relative_error
+from tests.library.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
 PAPER = {"batch": 16, "frames": 75, "sizes": (256, 128), "outputs": 384, "noise": 10}
 
 
 @pytest.fixture(autouse=True)
 def _extension():
-    if problem := cuda.problem():
+    if problem := extension.problem():
         pytest.skip(problem)
 
 
@@ -93,9 +94,9 @@ def test_norm(dtype, memory_format):
 def test_final(dtype):
     x = torch.randn(150, 64, 64, 48, device="cuda", dtype=dtype)
     weight = (0.1 * torch.randn(64, 3, 4, 4, device="cuda")).to(dtype)
-    y = cuda_final.final_forward(x, weight)
+    y = final.final_forward(x, weight)
     grad = torch.randn_like(y)
-    grads = cuda_final.final_backward(grad, y, x, weight)
+    grads = final.final_backward(grad, x, weight, y)
     doubles = x.double().requires_grad_(), weight.double().requires_grad_()
     expected = torch.conv_transpose2d(*doubles, stride=2, padding=1).tanh()
     wanted = torch.autograd.grad(expected, doubles, grad.double())

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from polyfusion import ops
+from polyfusion import extension, ops
 from polyfusion.build import BuildError
-from polyfusion.kernels import cuda
 from polyfusion.ops.norm import norm_activation
-from tests.helpers import FORMS, TOLERANCE, make_problem, relative_error
+from tests.library.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FRAMED = {"TB": (True, False), "BT": (False, True), "TT": (True, True), "BB": (False, False)}
@@ -25,7 +24,7 @@ EVEN = {"frames": 5, "sizes": (64, 16), "outputs": 128, "rank": 32, "noise": 8}
 def emulated(poisoned_memory):
     """CPU tensors are served by the CUDA kernels, as host code."""
     try:
-        context = cuda.emulation()
+        context = extension.emulation()
         context.__enter__()
     except BuildError as error:
         pytest.skip(f"the kernels cannot be compiled as host code: {error}")
@@ -45,8 +44,8 @@ def check(problem, tolerance=None):
     dtype = problem.leaves[0].dtype
     tolerance = tolerance or TOLERANCE[dtype]
     value = problem.fuse("cuda")
-    generator = torch.Generator().manual_seed(7)
-    cotangent = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype)
+    rng = torch.Generator().manual_seed(7)
+    cotangent = torch.randn(value.shape, generator=rng, dtype=torch.float64).to(dtype)
     expected, expected_gradients = problem.expect(cotangent)
     assert value.dtype == dtype
     assert relative_error(value, expected) < tolerance
@@ -182,16 +181,16 @@ FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 def make_maps(shape, dtype, memory_format, offset=0.0):
     """u, s or None, weight, bias, and a gradient."""
     clips, frames, channels, height, width, skip = shape
-    generator = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
 
     def draw(*shape):
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        x = torch.randn(shape, generator=rng, dtype=torch.float64)
         return x.to(dtype).contiguous(memory_format=memory_format)
 
     u = draw(clips * frames, channels, height, width) + offset
     s = draw(clips, channels, height, width) if skip else None
-    weight = torch.rand(channels, generator=generator) + 0.5
-    bias = torch.randn(channels, generator=generator)
+    weight = torch.rand(channels, generator=rng) + 0.5
+    bias = torch.randn(channels, generator=rng)
     return u, s, weight, bias, draw(*u.shape)
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from polyfusion import info, ops
-from polyfusion.ops import KernelsUnavailable
-from polyfusion.ops._dispatch import resolve
-from tests.helpers import FORMS, make_problem
+from polyfusion.dispatch import DTYPES, KernelsUnavailable, resolve
+from tests.library.helpers import FORMS, make_problem
 
 CPU = [torch.zeros(1)]
 
@@ -46,7 +45,7 @@ def test_unsupported_call():
 def test_no_interpreter_when_asked_not_to():
     code = (
         "import torch, polyfusion\n"
-        "from polyfusion.ops._dispatch import triton_problem\n"
+        "from polyfusion.dispatch import triton_problem\n"
         "print(triton_problem())"
     )
     assert "set TRITON_INTERPRET=1" in run(code, "0")
@@ -56,7 +55,7 @@ def test_no_interpreter_when_asked_not_to():
 def test_triton_imported_too_early():
     code = (
         "import triton, polyfusion\n"
-        "from polyfusion.ops._dispatch import triton_problem\n"
+        "from polyfusion.dispatch import triton_problem\n"
         "print(triton_problem())"
     )
     assert "import polyfusion first" in run(code, None)
@@ -66,13 +65,13 @@ def test_triton_imported_too_early():
 @pytest.mark.parametrize("form", FORMS)
 def test_fused_choice_is_taken(form, monkeypatch):
     """An explicit choice reaches the fused operator and says once that it is interpreted."""
-    from polyfusion.kernels import common
+    from polyfusion.kernels.triton import common
 
     launched = []
     original = common.launch
     for module in ("hadamard", "tucker", "matmul"):
         monkeypatch.setattr(
-            f"polyfusion.kernels.{module}.launch",
+            f"polyfusion.kernels.triton.{module}.launch",
             lambda kernel, *args, **kw: launched.append(kernel) or original(kernel, *args, **kw),
         )
     problem = make_problem(form)
@@ -92,7 +91,7 @@ def test_info():
     assert {*info.FUSED, *info.EAGER_ONLY} == operators | {"norm_activation"}
     for operator in info.FUSED:
         line = next(x for x in report if x.split()[:1] == [operator])
-        assert len(line.split()) == 1 + len(info.DTYPES)
+        assert len(line.split()) == 1 + len(info.DTYPES) == 1 + len(DTYPES)
         assert set(line.split()[1:]) <= {"eager", "triton", "cuda"}
     for operator in info.EAGER_ONLY:
         assert any(x.split()[:2] == [operator, "eager"] for x in report)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import FORMS, TOLERANCE, make_problem, relative_error
+from tests.library.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
 TINY = {"batch": 2, "frames": 2, "sizes": (3, 2), "outputs": 3, "rank": 2, "noise": 1}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from polyfusion import ops
-from polyfusion.kernels import hadamard, matmul, tucker
+from polyfusion.kernels.triton import hadamard, matmul, tucker
 from polyfusion.ops import reference
-from tests.helpers import FORMS, TOLERANCE, make_problem, relative_error
+from tests.library.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -21,8 +21,8 @@ def check(problem, kernels):
     dtype = problem.leaves[0].dtype
     value = problem.fuse(kernels)
     assert value.dtype == dtype
-    generator = torch.Generator().manual_seed(7)
-    cotangent = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype)
+    rng = torch.Generator().manual_seed(7)
+    cotangent = torch.randn(value.shape, generator=rng, dtype=torch.float64).to(dtype)
     expected, expected_gradients = problem.expect(cotangent)
     assert relative_error(value, expected) < TOLERANCE[dtype]
     gradients = problem.gradients(kernels, cotangent)

@@ -8,24 +8,23 @@ from torch.library import opcheck
 
 from polyfusion import ops
 from polyfusion.nn import NormActivation
-from polyfusion.ops.norm import norm_backward_op, norm_op
+from polyfusion.ops.norm import norm_op
 from polyfusion.ops.reference import norm_activation_reference
-from tests.helpers import relative_error
+from tests.library.helpers import NORM_TOLERANCE, relative_error
 
 KERNELS = ("eager", "triton")
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # (B, T, C, H, W): odd sizes, channels that are no power of two, one frame, one pixel.
 SHAPES = ((2, 3, 5, 4, 3), (1, 1, 17, 3, 5), (3, 4, 130, 1, 1), (2, 5, 8, 6, 4))
 
 
 def draw(shape, skip, dtype=torch.float64, seed=0):
     """u, s or None, weight, bias; the last two in single precision beside half precision."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     clips, frames, *rest = shape
     own = torch.promote_types(dtype, torch.float32)
 
     def normal(*size, dtype=dtype):
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(size, generator=rng, dtype=torch.float64).to(dtype)
 
     u, s = normal(clips * frames, *rest), normal(clips, *rest) if skip else None
     return [u, s, normal(rest[0], dtype=own), normal(rest[0], dtype=own)]
@@ -39,7 +38,7 @@ def value_and_gradients(function, arguments, cotangent):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", NORM_TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("skip", [True, False], ids=["skip", "alone"])
 @pytest.mark.usefixtures("poisoned_memory")
@@ -60,7 +59,7 @@ def test_values_and_gradients(kernels, dtype, shape, skip):
     for value, exactly in zip(found, expected, strict=True):
         scale = 1 + exactly.abs().max()
         error = (value.double() - exactly).abs().max() / scale
-        assert error < TOLERANCE[dtype], error
+        assert error < NORM_TOLERANCE[dtype], error
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -116,7 +115,9 @@ def test_strides_are_those_promised(kernels, last):
     form = torch.channels_last if last else torch.contiguous_format
     u, s, weight, bias = draw((2, 3, 4, 2, 3), True, torch.float32)
     u, s = u.contiguous(memory_format=form), s.contiguous(memory_format=form)
-    arguments = (u, u, s, weight, bias, torch.zeros(4), torch.ones(4), True, 1e-5, 0.2, kernels)
+    statistics, needs = (torch.zeros(4), torch.ones(4)), [True] * 4
+    arguments = (u, u, s, weight, bias, *statistics, True, 1e-5, 0.2, needs, kernels)
+    norm_backward_op = torch.ops.polyfusion.norm_activation_backward
     found = norm_backward_op(*arguments)
     with FakeTensorMode() as mode:
         fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments]

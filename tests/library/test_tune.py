@@ -11,9 +11,10 @@ import torch
 import triton.language as tl
 
 from polyfusion import info
-from polyfusion.kernels import common, shipped_block, tune  # noqa: F401
-from polyfusion.kernels.compile import SHIPPED
-from tests.helpers import make_problem
+from polyfusion.kernels.triton import common, tune
+from polyfusion.kernels.triton.compile import block  # noqa: F401  (it fills SHIPPED)
+from polyfusion.kernels.triton.compile.shipped import SHIPPED
+from tests.library.helpers import FORMS, make_problem
 
 TILES = [{"BLOCK_M": 16}, {"BLOCK_M": 32}, {"BLOCK_M": 64}]
 OPTIONS = tune.Options("example", (100, 7), TILES)
@@ -93,12 +94,14 @@ def test_the_choice_is_kept(gpu):
 def test_a_second_process_reads_it(gpu):
     choose(gpu(3.0, 2.0, 1.0))
     code = (
-        "import polyfusion\n"
-        "from tests import test_tune as t\n"
-        "from polyfusion.kernels import common, tune\n"
+        "import polyfusion, torch\n"
+        "import triton.language as tl\n"
+        "from polyfusion.kernels.triton import common, tune\n"
+        f"options = tune.{OPTIONS!r}\n"
+        "constants = {'ACC': tl.float32, 'COMPUTE': tl.float16, 'PRECISION': 'ieee'}\n"
         "tune._on_gpu, tune._gpu = (lambda tensor: True), (lambda tensor: 'Test GPU')\n"
         "with common.pretend(90):\n"
-        "    print(tune.find(t.OPTIONS, t.LIKE, t.CONSTANTS))\n"
+        "    print(tune.find(options, torch.zeros(1).half(), constants))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ}
@@ -188,7 +191,7 @@ def test_variants():
         assert tune.vary(tile, LIKE, double, cores, fma) == [tile]
 
 
-@pytest.mark.parametrize("form", ["cp", "tucker", "cmf", "cmf-sr"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_sweep_repeats_launches_without_changing_results(form):
     """Every launch can be repeated, as timing does: the same value and gradients."""
     problem, cotangent = make_problem(form), torch.ones(2, 3, 21, dtype=torch.double)
@@ -201,7 +204,7 @@ def test_a_sweep_repeats_launches_without_changing_results(form):
 
     with pytest.MonkeyPatch.context() as patch:
         for module in ("hadamard", "tucker", "matmul"):
-            patch.setattr(f"polyfusion.kernels.{module}.tuned", twice)
+            patch.setattr(f"polyfusion.kernels.triton.{module}.tuned", twice)
         found = [problem.fuse("triton"), *problem.gradients("triton", cotangent)]
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
@@ -210,7 +213,7 @@ def test_a_sweep_repeats_launches_without_changing_results(form):
 def test_info_says_what_is_tuned(gpu):
     """Of two launches one is in the cache: the report says so of that one only."""
     with tune.record() as launches, common.dry():
-        SHIPPED["final_bfloat16"][0]()
+        SHIPPED["final_bfloat16"].call()
     (forward, _), (backward, _) = launches
     gpu(3.0, 1.0, 2.0)
     like, constants = torch.empty(0, dtype=torch.bfloat16), {**CONSTANTS, "COMPUTE": tl.bfloat16}

@@ -1,43 +1,54 @@
-"""CP, CMF and CMF with a shared row space by the CUDA extension: ``csrc/fusion.cu``."""
+"""CP and both forms of CMF by the CUDA extension: ``csrc/hadamard.cu``."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from polyfusion.kernels.cuda import bits, check_two, operators, tf32
+from polyfusion.extension import operators
+from polyfusion.kernels.cuda.common import bits, check_two, tf32
 
-FORMS = {"cp": 0, "cmf": 1, "shared": 2}
 
-
-def hadamard_forward(
-    form: str,
-    views: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    rows: Sequence[Tensor],
-    out: Tensor,
-    bias: Tensor | None,
-    noise: Tensor | None,
+def cp_forward(
+    views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """[y, noise] of form ``"cp"``, ``"shared"`` or ``"cmf"`` in one launch; ``linear`` for CMF."""
+    """[y, noise] in one launch."""
     check_two(views)
-    first, second = (linear, rows) if form == "cmf" else (rows, [])
-    forward = operators(out).gated_forward
-    return forward(FORMS[form], views, first, second, out, bias, noise, tf32())
+    return operators(out).cp_forward(views, factors, out, noise, tf32())
 
 
-def hadamard_backward(
-    form: str,
+def cp_backward(
     grad: Tensor,
     views: Sequence[Tensor],
-    linear: Sequence[Tensor],
-    rows: Sequence[Tensor],
+    factors: Sequence[Tensor],
     out: Tensor,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of views, linear, rows, out, and of the bias for the forms that have one.
+    """Gradients of views, factors and out; an empty tensor for one that is not needed."""
+    return operators(out).cp_backward(grad, views, factors, out, bits(needs), tf32())
 
-    An empty tensor stands for one that is not needed.
-    """
-    first, second = (linear, rows) if form == "cmf" else (rows, [])
-    backward = operators(out).gated_backward
-    return backward(grad, FORMS[form], views, first, second, out, bits(needs), tf32())
+
+def cmf_forward(
+    views: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    out: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+) -> Tensor:
+    """[y, noise] in one launch; ``second`` is empty for the shared row space."""
+    check_two(views)
+    return operators(out).cmf_forward(views, first, second, out, bias, noise, tf32())
+
+
+def cmf_backward(
+    grad: Tensor,
+    views: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    out: Tensor,
+    bias: Tensor,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of views, first, second, out and bias; empty for one that is not needed."""
+    backward = operators(out).cmf_backward
+    return backward(grad, views, first, second, out, bias, bits(needs), tf32())

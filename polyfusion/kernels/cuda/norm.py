@@ -5,71 +5,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.kernels.cuda import operators
+from polyfusion.extension import operators
+from polyfusion.kernels.layout import Norm, lie_as
 
 
-def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and M2 / divisor per channel of u + s, in two launches."""
+def norm_forward(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The result in three launches, and the mean and biased variance it was normalised with.
+
+    With given statistics it is one launch.
+    """
+    u, mean, var = call.u, call.mean, call.var
+    if mean is None or var is None:
+        mean, var = _statistics(u, call.s)
     if u.numel() == 0:
-        return u.new_zeros(u.shape[1]).float(), u.new_zeros(u.shape[1]).float()
-    count = u.numel() // u.shape[1]
-    mean, var = operators(u).norm_statistics(*_one_format(u, s))
-    return mean, var if count == divisor else var * (count / divisor)
+        return torch.empty_like(u), mean, var
+    x, s = _one_format(u, call.s)
+    channels = _channels(call.weight, call.bias, mean, var)
+    return lie_as(operators(u).norm_apply(x, s, *channels, call.eps, call.slope), u), mean, var
 
 
-def apply(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    slope: float,
-) -> Tensor:
-    """The activation of the normalised u + s, in one launch."""
-    if u.numel() == 0:
-        return torch.empty_like(u)
-    x, s = _one_format(u, s)
-    channels = [v.float().contiguous() for v in (mean, var, weight, bias)]
-    return _like(operators(u).norm_apply(x, s, *channels, eps, slope), u)
+def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and M2 per channel of u + s, in two launches."""
+    mean, var = _statistics(u, s)
+    return mean, var * (u.numel() // max(1, u.shape[1]))
 
 
-def backward(
-    grad: Tensor,
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    batch: bool,
-    eps: float,
-    slope: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """du, ds, dweight, dbias in three launches; ``batch``: mean and var are those of u + s."""
+def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
+    """du, ds, dweight, dbias in three launches."""
+    u, s, weight, bias, *statistics = call[:6]
     if u.numel() == 0:
         ds = None if s is None else torch.zeros_like(s)
-        return torch.empty_like(u), ds, torch.zeros_like(weight), torch.zeros_like(bias)
+        return [torch.empty_like(u), ds, torch.zeros_like(weight), torch.zeros_like(bias)]
     x, skip, grad = _one_format(u, s, grad)
-    channels = [v.float().contiguous() for v in (mean, var, weight, bias)]
-    sums = operators(u).norm_sums(grad, x, skip, *channels, eps, slope)
-    count = u.numel() // u.shape[1]
+    channels = _channels(weight, bias, *statistics)
+    sums = operators(u).norm_sums(grad, x, skip, *channels, call.eps, call.slope)
     du, ds = operators(u).norm_backward(
-        grad, x, skip, *channels, sums if batch else None, count, eps, slope
+        grad,
+        x,
+        skip,
+        *channels,
+        sums if call.batch else None,
+        call.per_channel,
+        call.eps,
+        call.slope,
     )
-    return _like(du, u), None if s is None else _like(ds, s), sums[1], sums[0]
+    dweight, dbias = sums[1].to(weight.dtype, copy=True), sums[0].to(bias.dtype, copy=True)
+    return [lie_as(du, u), None if s is None else lie_as(ds, s), dweight, dbias]
+
+
+def _statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of u + s."""
+    if u.numel() == 0:
+        return u.new_zeros(u.shape[1]).float(), u.new_zeros(u.shape[1]).float()
+    return operators(u).norm_statistics(*_one_format(u, s))
+
+
+def _channels(*values: Any) -> list[Tensor]:
+    """What there is per channel, as the kernels take it."""
+    return [x.float().contiguous() for x in values]
 
 
 def _one_format(first: Tensor, *others: Tensor | None) -> list[Any]:
-    """The maps in NCHW or channels_last, whichever the first has already."""
+    """The maps in NCHW or channels-last, whichever the first has already."""
     last = not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
     maps = (first, *others)
     return [None if x is None else x.contiguous(memory_format=memory_format) for x in maps]
-
-
-def _like(result: Tensor, given: Tensor) -> Tensor:
-    """The result with the strides that ``torch.empty_like(given)`` has."""
-    wanted = torch.empty_like(given, device="meta").stride()
-    return result if result.stride() == wanted else torch.empty_like(given).copy_(result)

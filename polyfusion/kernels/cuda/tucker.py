@@ -1,10 +1,11 @@
-"""Tucker by the CUDA extension: ``csrc/fusion.cu``."""
+"""Tucker by the CUDA extension: ``csrc/tucker.cu``."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from polyfusion.kernels.cuda import bits, check_two, operators, tf32
+from polyfusion.extension import operators
+from polyfusion.kernels.cuda.common import bits, check_two, tf32
 
 
 def _frames_first(

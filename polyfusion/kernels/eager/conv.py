@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from polyfusion.ops._product import matmul
+from polyfusion.kernels.eager.product import matmul
+from polyfusion.kernels.layout import conv_size
 
 Size = Sequence[int]
 
@@ -18,7 +19,7 @@ Size = Sequence[int]
 def conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """``conv2d(x, weight)`` of x (N, in, H, W)."""
     x = _pixels_first(x)
-    small = _small(x.shape[:2], weight.shape[-1], stride, padding)
+    small = conv_size(x.shape[:2], weight.shape[-1], stride, padding)
     result = x.new_zeros((*small, x.shape[2], weight.shape[0]))
     for tap, large_at, small_at in _taps(x.shape[:2], small, weight.shape[-1], stride, padding):
         rows = x[large_at]
@@ -30,7 +31,7 @@ def conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 def conv_transpose(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """``conv_transpose2d(x, weight)`` of x (N, out, H, W): the gradient of :func:`conv`."""
     x = _pixels_first(x)
-    large = _large(x.shape[:2], weight.shape[-1], stride, padding)
+    large = conv_size(x.shape[:2], weight.shape[-1], stride, padding, up=True)
     result = x.new_zeros((*large, x.shape[2], weight.shape[1]))
     for tap, large_at, small_at in _taps(large, x.shape[:2], weight.shape[-1], stride, padding):
         rows = x[small_at]
@@ -47,14 +48,6 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
         product = matmul(grad[small_at].flatten(0, 2).mT, x[large_at].flatten(0, 2))
         result[:, ky, kx] = product
     return result.permute(0, 3, 1, 2)
-
-
-def _small(large: Size, kernel: int, stride: int, padding: int) -> Size:
-    return [(size + 2 * padding - kernel) // stride + 1 for size in large]
-
-
-def _large(small: Size, kernel: int, stride: int, padding: int) -> Size:
-    return [(size - 1) * stride - 2 * padding + kernel for size in small]
 
 
 def _taps(

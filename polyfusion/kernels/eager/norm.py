@@ -1,8 +1,8 @@
 """Normalisation of u + s in PyTorch operators: plain, and careful about memory.
 
-:func:`forward` and :func:`backward` allocate one tensor of u's size each. On a CPU that is where
-the time goes: touching fresh memory costs ten times as much as a pass of arithmetic over memory in
-use.
+:func:`norm_forward` and :func:`norm_backward` allocate one tensor of u's size each. On a CPU that
+is where the time goes: touching fresh memory costs ten times as much as a pass of arithmetic over
+memory in use.
 """
 
 from typing import Any
@@ -11,44 +11,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyfusion.kernels.layout import Norm, lie_as, per_clip, sum_dtype
+
 CHANNELS = (0, 2, 3)  # what a sum per channel runs over
 
 
-def per_clip(u: Tensor, clips: int) -> Tensor:
-    """View frames (B·T, ...) as (B, T, ...)."""
-    return u.unflatten(0, (clips, u.shape[0] // clips if clips else 0))
-
-
-def plain(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    slope: float,
-) -> Tensor:
-    """The result in plain PyTorch, with given statistics or those of the batch."""
+def norm_plain(call: Norm) -> Tensor:
+    """The result in operators that autograd differentiates, to any order."""
+    u, s, weight, bias, mean, var, batch, eps, slope = call
     if s is not None:
         u = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
     if u.numel() == 0:
         return u * weight.sum().to(u.dtype) + bias.sum().to(u.dtype)
+    if batch:
+        mean = var = None
     weight, bias, mean, var = _accumulated(u, weight, bias, mean, var)
-    y = F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps)
-    return F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
+    return _activate(F.batch_norm(u, mean, var, weight, bias, mean is None, 0.0, eps), slope)
 
 
-def forward(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def norm_forward(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and the mean and biased variance it was normalised with."""
+    y, mean, var = _normalise(call)
+    return lie_as(_activate(y, call.slope), call.u), mean, var
+
+
+def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and M2 per channel of u + s."""
+    one = u.new_ones(u.shape[1], dtype=sum_dtype(u))
+    call = Norm(u, s, one, torch.zeros_like(one), None, None, True, 0.0, 0.0)
+    _, mean, var = _normalise(call)
+    return mean, var * (u.numel() // max(1, u.shape[1]))
+
+
+def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
+    """du, ds, dweight, dbias of a batch: one new tensor of u's size.
+
+    With g = grad through the activation, x = u + s and k = Σ g (x - mean) / (σ² n):
+    du = weight / σ · (g - Σ g / n - (x - mean) k).
+    """
+    u, s, weight, bias, mean, var, _batch, eps, slope = call
+    assert mean is not None
+    assert var is not None
+    clips, kind = 1 if s is None else s.shape[0], sum_dtype(u)
+    du, _, _ = _normalise(call._replace(u=u.to(kind), weight=weight.to(kind), bias=bias.to(kind)))
+    if slope == 0:
+        torch.ops.aten.threshold_backward.grad_input(grad.to(kind), du, 0, grad_input=du)
+    else:
+        torch.ops.aten.leaky_relu_backward.grad_input(
+            grad.to(kind), du, slope, False, grad_input=du
+        )
+    invstd = (var + eps).rsqrt()
+    total, dot = du.sum(CHANNELS), _dot(du, u, s, mean)
+    scale = weight.to(kind) * invstd
+    k = scale * invstd.square() * dot / call.per_channel
+    du.mul_(_maps(scale)).addcmul_(u, _maps(-k)).add_(
+        _maps(k * mean - scale * total / call.per_channel)
+    )
+    ds = None
+    if s is not None:
+        per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
+        ds = lie_as(per_clip(du, clips).sum(1).to(s.dtype), s)
+    return [lie_as(du.to(u.dtype), u), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
+
+
+def _normalise(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
     """u + s normalised, without the activation, and its statistics: one new tensor of u's size."""
+    u, s, weight, bias, mean, var, _batch, eps, _slope = call
     if not u.is_contiguous(memory_format=torch.channels_last):
         u = u.contiguous()  # native_batch_norm.out is wrong for other strides
     result = torch.empty_like(u)
@@ -56,62 +84,29 @@ def forward(
     if s is not None:
         x = result
         torch.add(per_clip(u, s.shape[0]), s.unsqueeze(1), out=per_clip(x, s.shape[0]))
-    batch_mean, invstd = (u.new_zeros(u.shape[1], dtype=accumulate(u)) for _ in range(2))
+    batch_mean, invstd = (u.new_zeros(u.shape[1], dtype=sum_dtype(u)) for _ in range(2))
     if u.numel() == 0:
         return result, batch_mean, invstd
     weight, bias, mean, var = _accumulated(u, weight, bias, mean, var)
     torch.ops.aten.native_batch_norm.out(
-        x, weight, bias, mean, var, mean is None, 0.0, eps,
-        out=result, save_mean=batch_mean, save_invstd=invstd,
-    )  # fmt: skip
+        x,
+        weight,
+        bias,
+        mean,
+        var,
+        mean is None,
+        0.0,
+        eps,
+        out=result,
+        save_mean=batch_mean,
+        save_invstd=invstd,
+    )
     return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
 
 
-def like(result: Tensor, u: Tensor) -> Tensor:
-    """The result with the strides of ``torch.empty_like(u)``."""
-    same = torch.empty_like(u, device="meta").stride() == result.stride()
-    return result if same else torch.empty_like(u).copy_(result)
-
-
-def activate(x: Tensor, slope: float) -> Tensor:
+def _activate(x: Tensor, slope: float) -> Tensor:
+    """A (leaky) ReLU in place."""
     return x.relu_() if slope == 0 else F.leaky_relu_(x, slope)
-
-
-def backward(
-    grad: Tensor,
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    slope: float,
-) -> list[Tensor]:
-    """du, ds, dweight, dbias of a batch: one new tensor of u's size.
-
-    With g = grad through the activation, x = u + s and k = Σ g (x - mean) / (σ² n):
-    du = weight / σ · (g - Σ g / n - (x - mean) k).
-    """
-    clips, kind = 1 if s is None else s.shape[0], accumulate(u)
-    du, _, _ = forward(u.to(kind), s, weight.to(kind), bias.to(kind), mean, var, eps)
-    if slope == 0:
-        torch.ops.aten.threshold_backward.grad_input(grad.to(kind), du, 0, grad_input=du)
-    else:
-        torch.ops.aten.leaky_relu_backward.grad_input(
-            grad.to(kind), du, slope, False, grad_input=du
-        )
-    count = max(1, u.numel() // max(1, u.shape[1]))
-    invstd = (var + eps).rsqrt()
-    total, dot = du.sum(CHANNELS), _dot(du, u, s, mean)
-    scale = weight.to(kind) * invstd
-    k = scale * invstd.square() * dot / count
-    du.mul_(_maps(scale)).addcmul_(u, _maps(-k)).add_(_maps(k * mean - scale * total / count))
-    ds = u.new_empty(0)
-    if s is not None:
-        per_clip(du, clips).addcmul_(s.unsqueeze(1), _maps(-k))
-        ds = like(per_clip(du, clips).sum(1).to(s.dtype), s)
-    return [like(du.to(u.dtype), u), ds, (dot * invstd).to(weight.dtype), total.to(bias.dtype)]
 
 
 def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
@@ -128,14 +123,9 @@ def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
     return total
 
 
-def accumulate(u: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics."""
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
-
-
 def _accumulated(u: Tensor, *per_channel: Any) -> list[Any]:
     """In the dtype of sums: PyTorch's normalisation takes no other, unless it is u's."""
-    return [None if x is None else x.to(accumulate(u)) for x in per_channel]
+    return [None if x is None else x.to(sum_dtype(u)) for x in per_channel]
 
 
 def _maps(per_channel: Tensor) -> Tensor:

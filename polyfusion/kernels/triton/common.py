@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
+from polyfusion.kernels.layout import sum_dtype
+
 _TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -58,8 +60,7 @@ def arithmetic(tensor: Tensor) -> dict[str, Any]:
 
     The interpreter cannot compute in half precision, so operands are raised to float32 there.
     """
-    dtype = _TYPES[tensor.dtype]
-    total = tl.float64 if dtype == tl.float64 else tl.float32
+    dtype, total = _TYPES[tensor.dtype], _TYPES[sum_dtype(tensor)]
     precision = "ieee"
     if dtype == tl.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         precision = "tf32"
@@ -152,7 +153,7 @@ def project(
     view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+):
     """(BLOCK_T, BLOCK_K): the frames' rows of z W, or of [z, 1] W."""
     acc = tl.zeros((BLOCK_T, BLOCK_K), ACC)
     for start in range(0, SIZE, BLOCK_D):
@@ -160,14 +161,14 @@ def project(
         z = tl.load(
             view + rows[:, None] * SIZE + d[None, :],
             mask=live[:, None] & (d[None, :] < SIZE), other=0.0,
-        )  # fmt: skip
+        )
         w = tl.load(
             weight + d[:, None] * RANK + k[None, :],
             mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
-        )  # fmt: skip
+        )
         acc = tl.dot(
             z.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
-        )  # fmt: skip
+        )
     if BIASED:
         acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)[None, :]
     return acc

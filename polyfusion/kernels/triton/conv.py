@@ -6,19 +6,30 @@ stride-2 transposed convolution visits just the taps of its phase. Maps are in c
 where a tile is a plain two-dimensional box; weights (out, in, k, k) may have any strides.
 
 The epilogue can add a clip-constant map to what the statistics see and leave (count, mean, M2) of
-its tile for the two-stage merge of :mod:`polyfusion.kernels.norm`.
+its tile for the two-stage merge of :mod:`polyfusion.kernels.triton.norm`.
 """
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
-from polyfusion.kernels.norm import merge
-from polyfusion.kernels.tune import Options, Tile, tuned, vary
+from polyfusion.kernels.layout import (
+    channels_last,
+    conv_size,
+    empty_channels_last,
+    sum_dtype,
+)
+from polyfusion.kernels.triton.common import (
+    arithmetic,
+    block,
+    capability,
+    launch,
+    uses_tensor_cores,
+)
+from polyfusion.kernels.triton.norm import merge
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -42,7 +53,7 @@ def _conv_kernel(
     PADDING: tl.constexpr, UP: tl.constexpr, STATISTICS: tl.constexpr, SKIP: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+):
     """One output pixel of BLOCK_N frames by BLOCK_O channels. UP: transposed."""
     across = tl.cdiv(OUT, BLOCK_O)
     o = (tl.program_id(0) % across) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -64,15 +75,15 @@ def _conv_kernel(
                 values = tl.load(
                     x + row[:, None] * IN + i[None, :],
                     mask=(n < frames)[:, None] & (i < IN)[None, :], other=0.0,
-                )  # fmt: skip
+                )
                 w = tl.load(
                     at + i[:, None] * in_stride + o[None, :] * out_stride,
                     mask=(i < IN)[:, None] & (o < OUT)[None, :], other=0.0,
-                )  # fmt: skip
+                )
                 acc = tl.dot(
                     values.to(COMPUTE), w.to(COMPUTE), acc,
                     input_precision=PRECISION, out_dtype=ACC,
-                )  # fmt: skip
+                )
     live = (n < frames)[:, None] & (o < OUT)[None, :]
     rounded = acc.to(result.dtype.element_ty)
     row = (n * out_h + oy) * out_w + ox
@@ -97,7 +108,7 @@ def _weight_grad_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
     PADDING: tl.constexpr, COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+):
     """One tap's tile of the gradient (out, k, k, in), over some of the pixels."""
     across = tl.cdiv(IN, BLOCK_I)
     o = (tl.program_id(0) // across) * BLOCK_O + tl.arange(0, BLOCK_O)
@@ -115,20 +126,20 @@ def _weight_grad_kernel(
                 g = tl.load(
                     grad + ((n * out_h + oy) * out_w + ox)[:, None] * OUT + o[None, :],
                     mask=(n < frames)[:, None] & (o < OUT)[None, :], other=0.0,
-                )  # fmt: skip
+                )
                 values = tl.load(
                     x + ((n * in_h + iy) * in_w + ix)[:, None] * IN + i[None, :],
                     mask=(n < frames)[:, None] & (i < IN)[None, :], other=0.0,
-                )  # fmt: skip
+                )
                 acc = tl.dot(
                     tl.trans(g.to(COMPUTE)), values.to(COMPUTE), acc,
                     input_precision=PRECISION, out_dtype=ACC,
-                )  # fmt: skip
+                )
     part = (tl.program_id(2).to(tl.int64) * OUT + o) * KERNEL * KERNEL + tap
     tl.store(
         result + part[:, None] * IN + i[None, :], acc.to(result.dtype.element_ty),
         mask=(o < OUT)[:, None] & (i < IN)[None, :],
-    )  # fmt: skip
+    )
 
 
 def config(
@@ -139,12 +150,12 @@ def config(
     if capability(x) is None:
         return {
             "BLOCK_N": block(frames), "BLOCK_O": block(out_channels), "BLOCK_I": block(in_channels)
-        }  # fmt: skip
+        }
     if not uses_tensor_cores(constants):
         side = 16 if constants["COMPUTE"] == tl.float64 else 32
         return {
             "BLOCK_N": side, "BLOCK_O": side, "BLOCK_I": side, "num_warps": 4, "num_stages": 2
-        }  # fmt: skip
+        }
     # float32 operands take twice the registers and the shared memory of half precision.
     half = constants["PRECISION"] == "ieee"
     deep = 64 if half else 32
@@ -194,7 +205,7 @@ def conv_statistics(
 
 def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """Gradient (out, in, k, k) of :func:`conv` in its weight; ``grad`` is that of its result."""
-    x, grad = _rows(x), _rows(grad)
+    x, grad = channels_last(x), channels_last(grad)
     (frames, in_channels, in_h, in_w), (_, out_channels, out_h, out_w) = x.shape, grad.shape
     constants = arithmetic(x)
 
@@ -205,14 +216,14 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
         if capability(x) is not None:  # enough programs for a large GPU
             programs = max(1, across * down * kernel * kernel)
             parts = max(1, min(out_h * out_w, 512 // programs))
-        total = x.dtype if parts == 1 else torch.promote_types(x.dtype, torch.float32)
+        total = x.dtype if parts == 1 else sum_dtype(x)
         result = x.new_empty(parts, out_channels, kernel, kernel, in_channels, dtype=total)
         launch(
             _weight_grad_kernel, (across * down, kernel * kernel, parts),
             x, grad, result, frames, in_h, in_w, out_h, out_w,
             IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding,
             **constants, **tile,
-        )  # fmt: skip
+        )
         result = result[0] if parts == 1 else result.sum(0).to(x.dtype)
         return result.permute(0, 3, 1, 2)
 
@@ -229,22 +240,21 @@ def _convolve(
     s: Tensor | None = None,
     statistics: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, s = _rows(x), None if s is None else _rows(s)
+    x, s = channels_last(x), None if s is None else channels_last(s)
     frames, in_channels, in_h, in_w = x.shape
     kernel = weight.shape[-1]
+    out_h, out_w = conv_size((in_h, in_w), kernel, stride, padding, up)
     if up:
-        out_h, out_w = ((size - 1) * stride - 2 * padding + kernel for size in (in_h, in_w))
         in_stride, out_stride, *taps = weight.stride()
         out_channels = weight.shape[1]
     else:
-        out_h, out_w = ((size + 2 * padding - kernel) // stride + 1 for size in (in_h, in_w))
         out_stride, in_stride, *taps = weight.stride()
         out_channels = weight.shape[0]
     constants = arithmetic(x)
-    total = {"dtype": torch.float64 if x.dtype == torch.float64 else torch.float32}
+    total = {"dtype": sum_dtype(x)}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        result = x.new_empty(frames, out_h, out_w, out_channels).permute(0, 3, 1, 2)
+        result = empty_channels_last(x, frames, out_channels, out_h, out_w)
         rows = out_h * out_w * triton.cdiv(frames, tile["BLOCK_N"])
         parts = rows if statistics else 0
         counts = x.new_empty(parts, **total)
@@ -256,13 +266,9 @@ def _convolve(
             in_h, in_w, out_h, out_w, in_stride, out_stride, *taps,
             IN=in_channels, OUT=out_channels, KERNEL=kernel, STRIDE=stride, PADDING=padding, UP=up,
             STATISTICS=statistics, SKIP=s is not None, **constants, **tile,
-        )  # fmt: skip
+        )
         return result, counts, means, squares
 
     name = "conv_transpose" if up else "conv"
     choice = options(name, x, in_channels, out_channels, kernel, stride, constants)
     return tuned(choice, x, constants, run)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)

@@ -13,8 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
-from polyfusion.kernels.tune import Options, Tile, tuned, vary
+from polyfusion.kernels.layout import channels_last, empty_channels_last, sum_dtype
+from polyfusion.kernels.triton.common import (
+    arithmetic,
+    block,
+    capability,
+    launch,
+    uses_tensor_cores,
+)
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -23,7 +30,7 @@ def _forward_kernel(
     CHANNELS: tl.constexpr, OUT: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     i, j = row // width % height, row % width
     k = tl.arange(0, BLOCK_K)  # (r, q, output channel)
@@ -39,14 +46,14 @@ def _forward_kernel(
             values = tl.load(
                 x + (row + dy * width + dx)[:, None] * CHANNELS + c[None, :],
                 mask=inside[:, None] & (c < CHANNELS)[None, :], other=0.0,
-            )  # fmt: skip
+            )
             w = tl.load(
                 weight + ((c[:, None] * OUT + out[None, :]) * 4 + ky[None, :]) * 4 + kx[None, :],
                 mask=tap[None, :] & (c < CHANNELS)[:, None], other=0.0,
-            )  # fmt: skip
+            )
             acc = tl.dot(
                 values.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
-            )  # fmt: skip
+            )
     # tanh, without overflow
     decay = tl.exp(-2.0 * tl.abs(acc))
     y = (1.0 - decay) / (1.0 + decay)
@@ -65,7 +72,7 @@ def _backward_kernel(
     CHANNELS: tl.constexpr, OUT: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     """dx of the tiles of rows that fall to this program, and their share of dweight."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.arange(0, BLOCK_K)  # (output channel, ky, kx), as the weight
@@ -123,10 +130,10 @@ def options(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> Opti
 
 def final_forward(x: Tensor, weight: Tensor) -> Tensor:
     """tanh of the transposed convolution of x (N, C, H, W) by weight (C, out, 4, 4)."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = channels_last(x)
     n, channels, height, width = x.shape
     out = weight.shape[1]
-    result = _channels_last(x, n, out, 2 * height, 2 * width)
+    result = empty_channels_last(x, n, out, 2 * height, 2 * width)
     constants, weight = arithmetic(x), weight.contiguous()
     rows = n * height * width
 
@@ -135,36 +142,29 @@ def final_forward(x: Tensor, weight: Tensor) -> Tensor:
             _forward_kernel, (triton.cdiv(rows, tile["BLOCK_P"]),),
             x, weight, result, rows, height, width,
             CHANNELS=channels, OUT=out, **constants, **tile,
-        )  # fmt: skip
+        )
         return result
 
     return tuned(options("forward", x, out, constants), x, constants, run)
 
 
-def final_backward(
-    grad: Tensor, result: Tensor, x: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+def final_backward(grad: Tensor, x: Tensor, weight: Tensor, y: Tensor) -> list[Tensor]:
     """Gradients of x and weight; x's in channels-last memory. Sums run in a fixed order."""
-    grad, result, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, result, x))
+    grad, x, y = channels_last(grad), channels_last(x), channels_last(y)
     n, channels, height, width = x.shape
     out, rows = weight.shape[1], n * height * width
     constants, weight = arithmetic(x), weight.contiguous()
     dx = torch.empty_like(x)
-    total = torch.float64 if x.dtype == torch.float64 else torch.float32
 
-    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+    def run(tile: Tile) -> list[Tensor]:
         across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
         programs = min(triton.cdiv(rows, tile["BLOCK_P"]), max(1, 512 // across))
-        parts = x.new_empty(programs, *weight.shape, dtype=total)
+        parts = x.new_empty(programs, *weight.shape, dtype=sum_dtype(x))
         launch(
             _backward_kernel, (programs, across if channels else 0),
-            grad, result, x, weight, dx, parts, rows, height, width,
+            grad, y, x, weight, dx, parts, rows, height, width,
             CHANNELS=channels, OUT=out, **constants, **tile,
-        )  # fmt: skip
-        return dx, parts.sum(0).to(weight.dtype)
+        )
+        return [dx, parts.sum(0).to(weight.dtype)]
 
     return tuned(options("backward", x, out, constants), x, constants, run)
-
-
-def _channels_last(x: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
-    return x.new_empty(n, h, w, c).permute(0, 3, 1, 2)

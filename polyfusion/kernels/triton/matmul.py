@@ -15,8 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import arithmetic, block, capability, launch, uses_tensor_cores
-from polyfusion.kernels.tune import Options, Tile, tuned, vary
+from polyfusion.kernels.triton.common import (
+    arithmetic,
+    block,
+    capability,
+    launch,
+    uses_tensor_cores,
+)
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Product:
 def _accumulate(
     acc, a, b, batch, i, j, sizes, strides, SUMMED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     rows, columns, inner, stored_rows, stored_inner = sizes
     k = tl.arange(0, BLOCK_K)
     a += batch * strides[0]
@@ -63,7 +69,7 @@ def _products_kernel(
     TWO_TERMS: tl.constexpr, SUMMED: tl.constexpr, INDEX: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+):
     """Program p computes one tile of the product in whose range p falls."""
     program = tl.program_id(0)
     for n in tl.static_range(len(outs)):
@@ -80,18 +86,18 @@ def _products_kernel(
             acc = _accumulate(
                 acc, lefts[n], rights[n], batch, i, j, sizes[n], strides[n], SUMMED[n],
                 COMPUTE, ACC, PRECISION, BLOCK_K,
-            )  # fmt: skip
+            )
             if TWO_TERMS[n]:
                 acc = _accumulate(
                     acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n],
                     more_strides[n], 1, COMPUTE, ACC, PRECISION, BLOCK_K,
-                )  # fmt: skip
+                )
             out = outs[n] + batch * out_strides[n][0]
             tl.store(
                 out + i[:, None] * out_strides[n][1] + j[None, :] * out_strides[n][2],
                 acc.to(out.dtype.element_ty),
                 mask=(i[:, None] < rows) & (j[None, :] < columns),
-            )  # fmt: skip
+            )
 
 
 def config(products: Sequence[Product], constants: dict[str, Any]) -> dict[str, int]:
@@ -158,7 +164,7 @@ def multiply(products: Sequence[Product]) -> None:
             SUMMED=tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
             INDEX=tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
             **constants, **tile,
-        )  # fmt: skip
+        )
 
     tuned(options(products, constants), narrow, constants, run)
 

@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import arithmetic, block, capability, launch
-from polyfusion.kernels.tune import Options, Tile, tuned, vary
+from polyfusion.kernels.layout import Norm, channels_last, lie_as, sum_dtype
+from polyfusion.kernels.triton.common import arithmetic, block, capability, dense, launch
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def _pixels(count, frames, pixels, BLOCK_P: tl.constexpr):
 def _clip_tile(
     s, p, exists, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """(1, BLOCK_P, BLOCK_C): this program's part of s, where it lies, and what of it exists."""
     at = p[None, :, None] * CHANNELS + c[None, None, :]
     live = exists[None, :, None] & (c < CHANNELS)[None, None, :]
@@ -65,7 +66,7 @@ def _statistics_kernel(
     u, s, counts, means, squares, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """First stage: a row of (count, mean, M2) for each program. Welford's update, per pixel."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
@@ -102,7 +103,7 @@ def _merge_kernel(
     counts, means, squares, u, s, mean, square, parts, divisor,
     CHANNELS: tl.constexpr, MOVED: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """Second stage: the mean and M2 / divisor of all parts. MOVED: u's origin is at zero."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_N,), ACC)
@@ -146,7 +147,7 @@ def _apply_kernel(
     u, s, weight, bias, mean, var, result, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
@@ -169,7 +170,7 @@ def _backward_sums_kernel(
     grad, u, s, weight, bias, mean, var, sums, products, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
@@ -200,7 +201,7 @@ def _backward_kernel(
     count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
@@ -266,12 +267,64 @@ def options(
     return Options(f"norm {kernel}", (*sizes, tensor.shape[1]), tiles)
 
 
-def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, Tensor]:
+def norm_forward(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The result in three launches, and the mean and biased variance it was normalised with.
+
+    With given statistics it is one launch.
+    """
+    mean, var = call.mean, call.var
+    if mean is None or var is None:
+        mean, var = _statistics(call.u, call.s, call.per_channel)
+    return _apply(call._replace(mean=mean, var=var)), mean, var
+
+
+def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and M2 per channel of u + s, in two launches."""
+    return _statistics(u, s, 1)
+
+
+def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
+    """du, ds, dweight, dbias in two launches."""
+    u, s, weight, bias, mean, var, batch, eps, slope = call
+    x, s_last, g = channels_last(u), None if s is None else channels_last(s), channels_last(grad)
+    sizes, tile, grid = _lay_out(x, s_last)
+    channels = u.shape[1]
+    values = dense((weight, bias, mean, var))
+    constants = arithmetic(u)
+    fixed = {"CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"]}
+    shared = x if s_last is None else s_last
+    parts = mean.new_empty(2, grid[0], channels)
+
+    def run_sums(tile: Tile) -> None:
+        launch(
+            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope,
+            *sizes, **fixed, **tile,
+        )
+
+    tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
+    sums = parts.sum(1)
+    means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
+    du = torch.empty_like(x)
+    ds = None if s_last is None else torch.zeros_like(s_last)
+
+    def run(tile: Tile) -> None:
+        launch(
+            _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
+            du, du if ds is None else ds, eps, slope, *sizes, **fixed, **tile,
+        )
+
+    tuned(options("backward", tile, sizes, x, constants), x, constants, run)
+    ds = None if ds is None or s is None else lie_as(ds, s)
+    dweight, dbias = sums[1].to(weight.dtype, copy=True), sums[0].to(bias.dtype, copy=True)
+    return [lie_as(du, u), ds, dweight, dbias]
+
+
+def _statistics(u: Tensor, s: Tensor | None, divisor: int) -> tuple[Tensor, Tensor]:
     """Mean and M2 / divisor per channel of u + s, in two launches."""
-    u, s = _rows(u), None if s is None else _rows(s)
+    u, s = channels_last(u), None if s is None else channels_last(s)
     sizes, tile, grid = _lay_out(u, s)
     channels, constants = u.shape[1], arithmetic(u)
-    like = {"dtype": torch.float64 if u.dtype == torch.float64 else torch.float32}
+    like = {"dtype": sum_dtype(u)}
     counts = u.new_empty(grid[0], **like)
     means, squares = (u.new_empty(grid[0], channels, **like) for _ in range(2))
 
@@ -279,30 +332,26 @@ def statistics(u: Tensor, s: Tensor | None, divisor: int = 1) -> tuple[Tensor, T
         launch(
             _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
             *sizes, CHANNELS=channels, SKIP=s is not None, ACC=constants["ACC"], **tile,
-        )  # fmt: skip
+        )
 
     tuned(options("statistics", tile, sizes, u, constants), u, constants, run)
-    return _merge(counts, means, squares, divisor, u, s)
+    return merge(counts, means, squares, divisor, u, s)
 
 
 def merge(
-    counts: Tensor, means: Tensor, squares: Tensor, divisor: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch."""
-    return _merge(counts, means, squares, divisor, None, None)
-
-
-def _merge(
     counts: Tensor,
     means: Tensor,
     squares: Tensor,
     divisor: int,
-    u: Tensor | None,
-    s: Tensor | None,
+    u: Tensor | None = None,
+    s: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch.
+
+    With u the parts' means are relative to the first value of u + s.
+    """
     parts, channels = means.shape
     mean, square = (means.new_zeros(channels) for _ in range(2))
-    acc = tl.float64 if means.dtype == torch.float64 else tl.float32
     if capability(means) is None:
         tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
     else:
@@ -310,88 +359,25 @@ def _merge(
     launch(
         _merge_kernel, (triton.cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
         counts, means, squares, means if u is None else u, means if s is None else s,
-        mean, square, parts, float(divisor),
-        CHANNELS=channels, MOVED=u is not None, SKIP=s is not None, ACC=acc, **tile,
-    )  # fmt: skip
+        mean, square, parts, float(divisor), CHANNELS=channels, MOVED=u is not None,
+        SKIP=s is not None, ACC=arithmetic(means)["ACC"], **tile,
+    )
     return mean, square
 
 
-def apply(
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    slope: float,
-) -> Tensor:
+def _apply(call: Norm) -> Tensor:
     """The activation of the normalised u + s, in one launch."""
-    x, s = _rows(u), None if s is None else _rows(s)
+    u, s, weight, bias, mean, var, _batch, eps, slope = call
+    x, s = channels_last(u), None if s is None else channels_last(s)
     sizes, tile, grid = _lay_out(x, s)
     result, constants = torch.empty_like(x), arithmetic(u)
-    values = tuple(x.contiguous() for x in (weight, bias, mean, var))
+    values = dense((weight, bias, mean, var))
 
     def run(tile: Tile) -> None:
         launch(
             _apply_kernel, grid, x, x if s is None else s, *values, result, eps, slope,
             *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=constants["ACC"], **tile,
-        )  # fmt: skip
+        )
 
     tuned(options("apply", tile, sizes, x, constants), x, constants, run)
-    return _like(result, u)
-
-
-def backward(
-    grad: Tensor,
-    u: Tensor,
-    s: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    batch: bool,
-    eps: float,
-    slope: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """du, ds, dweight, dbias; ``batch``: mean and var are those of u + s."""
-    x, s_rows, g = _rows(u), None if s is None else _rows(s), _rows(grad)
-    sizes, tile, grid = _lay_out(x, s_rows)
-    channels = u.shape[1]
-    values = tuple(x.contiguous() for x in (weight, bias, mean, var))
-    constants = arithmetic(u)
-    fixed = {"CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"]}
-    shared = x if s_rows is None else s_rows
-    parts = mean.new_empty(2, grid[0], channels)
-
-    def run_sums(tile: Tile) -> None:
-        launch(
-            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope,
-            *sizes, **fixed, **tile,
-        )  # fmt: skip
-
-    tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
-    sums = parts.sum(1)
-    means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
-    du = torch.empty_like(x)
-    ds = None if s_rows is None else torch.zeros_like(s_rows)
-
-    def run(tile: Tile) -> None:
-        launch(
-            _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
-            du, du if ds is None else ds, eps, slope, *sizes, **fixed, **tile,
-        )  # fmt: skip
-
-    tuned(options("backward", tile, sizes, x, constants), x, constants, run)
-    ds = None if ds is None or s is None else _like(ds, s)
-    return _like(du, u), ds, sums[1], sums[0]
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _like(result: Tensor, x: Tensor) -> Tensor:
-    """The result in x's memory format."""
-    same = torch.empty_like(x, device="meta").stride() == result.stride()
-    return result if same else torch.empty_like(x).copy_(result)
+    return lie_as(result, u)

@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.common import (
+from polyfusion.kernels.eager.views import khatri_rao
+from polyfusion.kernels.layout import sum_dtype
+from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
@@ -26,9 +28,8 @@ from polyfusion.kernels.common import (
     project,
     uses_tensor_cores,
 )
-from polyfusion.kernels.matmul import Product, multiply
-from polyfusion.kernels.tune import Options, Tile, tuned, vary
-from polyfusion.ops.tucker import khatri_rao
+from polyfusion.kernels.triton.matmul import Product, multiply
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @triton.jit
@@ -36,18 +37,18 @@ def _factor(
     view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, PROJECTED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+):
     """(BLOCK_T, BLOCK_K) of p or q: [z, 1] U, or read if it is there already."""
     if PROJECTED:
         x = tl.load(
             view + rows[:, None] * RANK + k[None, :],
             mask=live[:, None] & (k[None, :] < RANK), other=0.0,
-        ).to(COMPUTE)  # fmt: skip
+        ).to(COMPUTE)
     else:
         x = project(
             view, weight, rows, live, k, SIZE, RANK, True, COMPUTE, ACC, PRECISION,
             BLOCK_T, BLOCK_K, BLOCK_D,
-        ).to(COMPUTE)  # fmt: skip
+        ).to(COMPUTE)
     return x
 
 
@@ -57,7 +58,7 @@ def _core_kernel(
     SIZE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, PROJECTED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+):
     """M (B, k_1 K_f) = q 𝒢₍c₎ᵀ: a tile of clips by a tile of the core's rows (k_1 K_f, K_c)."""
     w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     b = (tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
@@ -68,16 +69,16 @@ def _core_kernel(
         q = _factor(
             view, weight, b, live, k, SIZE, RANK, PROJECTED,
             COMPUTE, ACC, PRECISION, BLOCK_B, BLOCK_K, BLOCK_D,
-        )  # fmt: skip
+        )
         g = tl.load(
             core + w.to(tl.int64)[None, :] * RANK + k[:, None],
             mask=(w[None, :] < WIDTH) & (k[:, None] < RANK), other=0.0,
-        ).to(COMPUTE)  # fmt: skip
+        ).to(COMPUTE)
         acc = tl.dot(q, g, acc, input_precision=PRECISION, out_dtype=ACC)
     tl.store(
         result + b[:, None] * WIDTH + w[None, :], acc.to(result.dtype.element_ty),
         mask=live[:, None] & (w[None, :] < WIDTH),
-    )  # fmt: skip
+    )
 
 
 @triton.jit
@@ -88,7 +89,7 @@ def _forward_kernel(
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_NOISE: tl.constexpr,
-):  # fmt: skip
+):
     """y = (p Mᵀ) U₁ᵀ: one tile of a clip's frames by a tile of outputs."""
     tiles = tl.cdiv(frames, BLOCK_T)
     clip = (tl.program_id(0) // tiles).to(tl.int64)
@@ -102,7 +103,7 @@ def _forward_kernel(
         p = _factor(
             view, weight, n, live, j, SIZE, WIDTH, PROJECTED,
             COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_J, BLOCK_D,
-        )  # fmt: skip
+        )
     for i_start in range(0, INNER, BLOCK_I):
         i = i_start + tl.arange(0, BLOCK_I)
         h = tl.zeros((BLOCK_T, BLOCK_I), ACC)
@@ -112,16 +113,16 @@ def _forward_kernel(
                 p = _factor(
                     view, weight, n, live, k, SIZE, WIDTH, PROJECTED,
                     COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_J, BLOCK_D,
-                )  # fmt: skip
+                )
             matrix = tl.load(
                 per_clip + clip * clip_stride + i[None, :] * WIDTH + k[:, None],
                 mask=(i[None, :] < INNER) & (k[:, None] < WIDTH), other=0.0,
-            ).to(COMPUTE)  # fmt: skip
+            ).to(COMPUTE)
             h = tl.dot(p, matrix, h, input_precision=PRECISION, out_dtype=ACC)
         u = tl.load(
             out + m[None, :] * INNER + i[:, None],
             mask=(m[None, :] < OUTPUTS) & (i[:, None] < INNER), other=0.0,
-        ).to(COMPUTE)  # fmt: skip
+        ).to(COMPUTE)
         acc = tl.dot(h.to(COMPUTE), u, acc, input_precision=PRECISION, out_dtype=ACC)
     line = result + n[:, None] * (OUTPUTS + NOISE)
     kind = result.dtype.element_ty
@@ -225,7 +226,7 @@ def tucker_forward(
                 (triton.cdiv(stride, tile["BLOCK_W"]), triton.cdiv(clips, tile["BLOCK_B"])),
                 view, factor, core, per_clip, clips,
                 RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
-            )  # fmt: skip
+            )
             return per_clip
 
         sizes = {"B": clips, "W": stride, "K": clip_width, "D": view.shape[1]}
@@ -246,7 +247,7 @@ def tucker_forward(
             view, factor, per_clip, out, noise, result, each, count, stride,
             WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
             BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
-        )  # fmt: skip
+        )
         return result
 
     choice = options("forward", {**sizes, "D": kind["SIZE"]}, core, constants)
@@ -299,7 +300,7 @@ def tucker_backward(
         # dq sums over k_1 K_f entries of the core: in parts of k_1, added where dq is used.
         parts = max(s for s in range(1, 17) if inner % s == 0)
         entries = inner // parts * width
-        grad_q = q.new_empty(clips, parts, clip_width, dtype=_sum_dtype(q)).transpose(0, 1)
+        grad_q = q.new_empty(clips, parts, clip_width, dtype=sum_dtype(q)).transpose(0, 1)
         multiply(
             [
                 Product(h.view(clips, frames, inner), p.view(clips, frames, width), per_clip.mT),
@@ -361,7 +362,3 @@ def _split_gradient(grad: Tensor | None, parts: list[Tensor]) -> list[Tensor]:
         )
         for mine in letters
     ]
-
-
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -26,7 +26,7 @@ import triton
 from torch import Tensor
 
 from polyfusion.build import cache_directory
-from polyfusion.kernels.common import capability, uses_tensor_cores
+from polyfusion.kernels.triton.common import capability, uses_tensor_cores
 
 Tile = dict[str, int]
 Result = TypeVar("Result")

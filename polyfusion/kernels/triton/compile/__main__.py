@@ -1,7 +1,6 @@
 """Compile every shipped kernel for capabilities 80, 90 and 100 and print the table as JSON.
 
-TRITON_INTERPRET=0 python -m polyfusion.kernels > tests/compiled_kernels.json
-TRITON_INTERPRET=0 python -m polyfusion.kernels tucker       # calls whose names begin so
+TRITON_INTERPRET=0 python -m polyfusion.kernels.triton.compile > tests/library/compiled_kernels.json
 """
 
 import json
@@ -9,7 +8,7 @@ import sys
 
 import triton
 
-from polyfusion.kernels.compile import COLUMNS, compile_shipped
+from polyfusion.kernels.triton.compile.gate import COLUMNS, compile_shipped
 
 
 def main(prefixes: tuple[str, ...]) -> None:

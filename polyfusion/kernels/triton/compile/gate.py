@@ -1,53 +1,30 @@
-"""Compile every shipped kernel for GPUs that need not be present, and say what came out.
+"""Compile every shipped kernel, and say what came out.
 
-A kernel module names calls of its launchers with :func:`shipped`. :func:`compile_shipped` makes
-those calls with every launch replaced by a compilation, so what is compiled is exactly what would
-run: every configuration to choose from, same specialisation. Needs ``TRITON_INTERPRET=0`` before
-Triton's import. ``python -m polyfusion.kernels`` prints the table.
+:func:`compile_shipped` makes the shipped calls with every launch replaced by a compilation, so what
+is compiled is exactly what would run: every configuration to choose from, same specialisation.
+Needs ``TRITON_INTERPRET=0`` before Triton's import.
 """
 
 import contextlib
 import functools
-import importlib
-import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from polyfusion.kernels import common, tune
+from polyfusion.kernels.triton import common, tune
+from polyfusion.kernels.triton.compile import block, fusion  # noqa: F401  (they ship their calls)
+from polyfusion.kernels.triton.compile.shipped import SHIPPED
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per program
 INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
 COLUMNS = ("registers", "stack", "shared", "instruction")
-SHIPPED: dict[str, tuple[Callable[[], Any], bool]] = {}
-
-
-def shipped(name: str, call: Callable[[], Any], *, every: bool = True) -> None:
-    """Register a function that calls launchers, on CPU tensors of a size that people use.
-
-    ``every``: compile every configuration to choose from, not just the first. float16 compiles as
-    bfloat16 does, so the first tells enough.
-    """
-    SHIPPED[name] = call, every
-
-
-def with_tf32(call: Callable[[], Any]) -> None:
-    """Call with float32 products in TensorFloat-32."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    try:
-        call()
-    finally:
-        matmul.fp32_precision = before
 
 
 class _Target:
@@ -74,9 +51,6 @@ def compile_shipped(prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     memory, and the instruction of its matrix products: "fma" if they do not use tensor cores,
     "none" if there are none.
     """
-    for module in pkgutil.iter_modules(importlib.import_module("polyfusion.kernels").__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"polyfusion.kernels.{module.name}")
     rows: list[dict[str, Any]] = []
     for name in sorted(SHIPPED):
         if name.startswith(prefixes or ("",)):
@@ -92,7 +66,7 @@ def compile_shipped(prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
 
 def _compile(name: str, capability: int) -> list[tuple[str, dict[str, int], list[Any]]]:
     """(kernel, config, columns) of each of a shipped call's launches."""
-    call, every = SHIPPED[name]
+    shipped = SHIPPED[name]
     launches: list[tuple[str, dict[str, int], list[Any]]] = []
     run = JITFunction.run
 
@@ -105,8 +79,9 @@ def _compile(name: str, capability: int) -> list[tuple[str, dict[str, int], list
     driver.set_active(_Target(capability))
     JITFunction.run = compile_only
     try:
-        with common.pretend(capability), tune.sweep() if every else contextlib.nullcontext():
-            call()
+        configurations = tune.sweep() if shipped.every else contextlib.nullcontext()
+        with common.pretend(capability), configurations:
+            shipped.call()
     finally:
         JITFunction.run = run
     return launches
@@ -121,7 +96,7 @@ def _describe(kernel: Any) -> list[Any]:
         usage = subprocess.run(
             [str(tools / "cuobjdump"), "--dump-resource-usage", file.name],
             capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        ).stdout
     found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     instruction = "none"
     if "tt.dot" in kernel.asm["ttir"]:

@@ -5,8 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from polyfusion.kernels import conv, final, norm
-from polyfusion.kernels.compile import shipped, with_tf32
+from polyfusion.kernels.layout import Norm
+from polyfusion.kernels.triton import conv, final, norm
+from polyfusion.kernels.triton.compile.shipped import ship
 
 
 def _norm(dtype: torch.dtype, channels: int, height: int, width: int, clips: int) -> None:
@@ -18,15 +19,14 @@ def _norm(dtype: torch.dtype, channels: int, height: int, width: int, clips: int
     u = draw(20, channels, height, width)
     s = draw(clips, channels, height, width) if clips else None
     values = torch.ones(4, channels, dtype=torch.promote_types(dtype, torch.float32))
-    mean, var = norm.statistics(u, s)
-    norm.apply(u, s, values[0], values[1], mean, var, 1e-5, 0.2)
-    norm.backward(u, u, s, *values, True, 1e-5, 0.2)
+    norm.norm_forward(Norm(u, s, values[0], values[1], None, None, True, 1e-5, 0.2))
+    norm.norm_backward(u, Norm(u, s, *values, True, 1e-5, 0.2))
 
 
 def _final(dtype: torch.dtype) -> None:
     x, weight = torch.zeros(75, 64, 64, 48, dtype=dtype), torch.zeros(64, 3, 4, 4, dtype=dtype)
     y = final.final_forward(x, weight)
-    final.final_backward(y, y, x, weight)
+    final.final_backward(y, x, weight, y)
 
 
 def _conv(dtype: torch.dtype, channels: int, height: int, width: int) -> None:
@@ -46,19 +46,12 @@ def _conv(dtype: torch.dtype, channels: int, height: int, width: int) -> None:
 
 
 for _dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
-    _calls = {
-        "norm": partial(_norm, _dtype, 64, 64, 48, 0),
-        "norm_skip": partial(_norm, _dtype, 1024, 4, 3, 4),
-        "final": partial(_final, _dtype),
-        "conv_1024": partial(_conv, _dtype, 1024, 4, 3),
-        "conv_128": partial(_conv, _dtype, 128, 8, 6),
-    }
-    if _dtype != torch.bfloat16:  # one size is enough
-        del _calls["conv_1024"]
-    if _dtype in (torch.float16, torch.float64):
-        del _calls["norm"]
-    for _name, _call in _calls.items():
-        _dtype_name = str(_dtype).removeprefix("torch.")
-        shipped(f"{_name}_{_dtype_name}", _call, every=_dtype != torch.float16)
-        if _dtype == torch.float32 and _name in ("final", "conv_128"):
-            shipped(f"{_name}_tf32", partial(with_tf32, _call))
+    if _dtype in (torch.bfloat16, torch.float32):
+        ship("norm", _dtype, partial(_norm, _dtype, 64, 64, 48, 0))
+    if _dtype == torch.bfloat16:  # of the others one size is enough
+        ship("conv_1024", _dtype, partial(_conv, _dtype, 1024, 4, 3))
+    _norm_skip, _last = partial(_norm, _dtype, 1024, 4, 3, 4), partial(_final, _dtype)
+    _blocks = ("skip_conv_block", "up_conv_block")
+    ship("norm_skip", _dtype, _norm_skip, operators=("norm_activation",))
+    ship("conv_128", _dtype, partial(_conv, _dtype, 128, 8, 6), tf32=True, operators=_blocks)
+    ship("final", _dtype, _last, tf32=True, operators=("final_block",))
