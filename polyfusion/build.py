@@ -37,9 +37,15 @@ HIDDEN = ("-fPIC", "-fvisibility=hidden")
 BINDING_FLAGS = ("-std=c++20", "-O2", *HIDDEN, f"-DTORCH_TARGET_VERSION={TORCH_VERSION}")
 DEVICE_FLAGS = ("-O3", "-Xcompiler", ",".join(HIDDEN))
 HOST_FLAGS = (
-    "-x", "c++", "-std=c++20", "-O2", *HIDDEN, "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    "-x",
+    "c++",
+    "-std=c++20",
+    "-O2",
+    *HIDDEN,
+    "-fno-strict-aliasing",
+    "-Wno-unknown-pragmas",
     "-DPOLYFUSION_EMULATED",
-)  # fmt: skip
+)
 
 
 class BuildError(RuntimeError):

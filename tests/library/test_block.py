@@ -126,8 +126,10 @@ def test_whole_generator(kernels):
             return final(x)
 
     def oracle(z, skip1, skip2, *p):
-        stages = [((merge_skip_weight(p[i], p[i + 1]), *p[i + 2 : i + 4]), p[i + 4 : i + 7])
-                  for i in (3, 10)]  # fmt: skip
+        stages = [
+            ((merge_skip_weight(p[i], p[i + 1]), *p[i + 2 : i + 4]), p[i + 4 : i + 7])
+            for i in (3, 10)
+        ]
         return generator_reference(z, [skip1, skip2], p[:3], stages, p[17])
 
     compare(Generator(), oracle, [z, *skips], tolerance=1e-4)
@@ -386,48 +388,115 @@ def skip_block(**changes):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: SkipConvBlock(4)(torch.zeros(4, 3, 4, 3), torch.zeros(2, 4, 4, 3)), ValueError,
-         "x has 3 channels, expected 4 as axis 1"),
-        (lambda: SkipConvBlock(4)(torch.zeros(4, 4, 4, 3), torch.zeros(3, 4, 4, 3)), ValueError,
-         "skip has 3 clips, expected a divisor of the 4 frames"),
-        (lambda: SkipConvBlock(4)(torch.zeros(4, 4, 4, 3), torch.zeros(2, 4, 4, 4)), ValueError,
-         r"skip has shape \(2, 4, 4, 4\), expected the height and width"),
-        (lambda: UpConvBlock(4, 2)(torch.zeros(4, 4, 3)), ValueError,
-         r"x: expected a tensor \(N, C, H, W\), got \(4, 4, 3\)"),
-        (lambda: FinalBlock(4)(torch.zeros(4, 4, 3, 3).double()), ValueError,
-         "x is torch.float64 on cpu, expected torch.float32"),
-        (lambda: UpConvBlock(4, 2, conv="fast")(torch.zeros(4, 4, 3, 3)), ValueError,
-         "conv='fast': expected None or one of"),
-        (lambda: UpConvBlock(4, 2, kernels="eager", conv="own")(torch.zeros(4, 4, 3, 3)),
-         ops.KernelsUnavailable, "use kernels='triton'"),
-        (lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 3, 3, 3)), ValueError,
-         r"expected \(C, out, 4, 4\)"),
-        (lambda: ops.final_block(torch.zeros(1, 2, 3, 3).cfloat(), torch.zeros(2, 3, 4, 4)),
-         ValueError, "x has dtype torch.complex64, expected one of float16"),
-        (lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 65, 4, 4),
-                                 kernels="triton"), ops.KernelsUnavailable, "at most 64 channels"),
-        (lambda: up_block(norm_weight=torch.ones(2), kernels="triton", conv="own"), ValueError,
-         r"norm_weight has shape \(2,\), expected \(3,\)"),
-        (lambda: up_block(norm_bias=torch.ones(3, dtype=torch.int)), ValueError,
-         "norm_bias has dtype torch.int32"),
-        (lambda: up_block(norm_weight=torch.ones(3, device="meta")), ValueError,
-         "norm_weight is on meta, expected cpu"),
-        (lambda: up_block(mean=torch.ones(3)), ValueError,
-         "mean and var: expected both or neither"),
+        (
+            lambda: SkipConvBlock(4)(torch.zeros(4, 3, 4, 3), torch.zeros(2, 4, 4, 3)),
+            ValueError,
+            "x has 3 channels, expected 4 as axis 1",
+        ),
+        (
+            lambda: SkipConvBlock(4)(torch.zeros(4, 4, 4, 3), torch.zeros(3, 4, 4, 3)),
+            ValueError,
+            "skip has 3 clips, expected a divisor of the 4 frames",
+        ),
+        (
+            lambda: SkipConvBlock(4)(torch.zeros(4, 4, 4, 3), torch.zeros(2, 4, 4, 4)),
+            ValueError,
+            r"skip has shape \(2, 4, 4, 4\), expected the height and width",
+        ),
+        (
+            lambda: UpConvBlock(4, 2)(torch.zeros(4, 4, 3)),
+            ValueError,
+            r"x: expected a tensor \(N, C, H, W\), got \(4, 4, 3\)",
+        ),
+        (
+            lambda: FinalBlock(4)(torch.zeros(4, 4, 3, 3).double()),
+            ValueError,
+            "x is torch.float64 on cpu, expected torch.float32",
+        ),
+        (
+            lambda: UpConvBlock(4, 2, conv="fast")(torch.zeros(4, 4, 3, 3)),
+            ValueError,
+            "conv='fast': expected None or one of",
+        ),
+        (
+            lambda: UpConvBlock(4, 2, kernels="eager", conv="own")(torch.zeros(4, 4, 3, 3)),
+            ops.KernelsUnavailable,
+            "use kernels='triton'",
+        ),
+        (
+            lambda: ops.final_block(torch.zeros(1, 2, 3, 3), torch.zeros(2, 3, 3, 3)),
+            ValueError,
+            r"expected \(C, out, 4, 4\)",
+        ),
+        (
+            lambda: ops.final_block(torch.zeros(1, 2, 3, 3).cfloat(), torch.zeros(2, 3, 4, 4)),
+            ValueError,
+            "x has dtype torch.complex64, expected one of float16",
+        ),
+        (
+            lambda: ops.final_block(
+                torch.zeros(1, 2, 3, 3), torch.zeros(2, 65, 4, 4), kernels="triton"
+            ),
+            ops.KernelsUnavailable,
+            "at most 64 channels",
+        ),
+        (
+            lambda: up_block(norm_weight=torch.ones(2), kernels="triton", conv="own"),
+            ValueError,
+            r"norm_weight has shape \(2,\), expected \(3,\)",
+        ),
+        (
+            lambda: up_block(norm_bias=torch.ones(3, dtype=torch.int)),
+            ValueError,
+            "norm_bias has dtype torch.int32",
+        ),
+        (
+            lambda: up_block(norm_weight=torch.ones(3, device="meta")),
+            ValueError,
+            "norm_weight is on meta, expected cpu",
+        ),
+        (
+            lambda: up_block(mean=torch.ones(3)),
+            ValueError,
+            "mean and var: expected both or neither",
+        ),
         (lambda: up_block(weight=torch.zeros(4, 3, 4, 2)), ValueError, "the last two alike"),
-        (lambda: up_block(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1), stride=1, padding=0,
-                    kernels="triton", conv="own"), ValueError, "one value per channel"),
-        (lambda: up_block(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1)), ValueError,
-         "is not empty"),
-        (lambda: skip_block(skip=torch.zeros(1, 4, 3, 3).double(), weight_skip=KERNEL.double()),
-         ValueError, "skip is torch.float64 on cpu, expected torch.float32 on cpu as x"),
-        (lambda: skip_block(skip=torch.zeros(1, 4, 3, 3, device="meta"),
-                            weight_skip=KERNEL.to("meta")), ValueError,
-         "skip is torch.float32 on meta"),
-        (lambda: skip_block(weight_x=torch.zeros(3, 4, 5, 5)), ValueError,
-         r"weight_x has shape \(3, 4, 5, 5\), expected \(C_out, C, 3, 3\)"),
+        (
+            lambda: up_block(
+                torch.zeros(1, 4, 1, 1),
+                torch.zeros(4, 3, 1, 1),
+                stride=1,
+                padding=0,
+                kernels="triton",
+                conv="own",
+            ),
+            ValueError,
+            "one value per channel",
+        ),
+        (
+            lambda: up_block(torch.zeros(1, 4, 1, 1), torch.zeros(4, 3, 1, 1)),
+            ValueError,
+            "is not empty",
+        ),
+        (
+            lambda: skip_block(skip=torch.zeros(1, 4, 3, 3).double(), weight_skip=KERNEL.double()),
+            ValueError,
+            "skip is torch.float64 on cpu, expected torch.float32 on cpu as x",
+        ),
+        (
+            lambda: skip_block(
+                skip=torch.zeros(1, 4, 3, 3, device="meta"), weight_skip=KERNEL.to("meta")
+            ),
+            ValueError,
+            "skip is torch.float32 on meta",
+        ),
+        (
+            lambda: skip_block(weight_x=torch.zeros(3, 4, 5, 5)),
+            ValueError,
+            r"weight_x has shape \(3, 4, 5, 5\), expected \(C_out, C, 3, 3\)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_messages(call, error, message):
     with pytest.raises(error, match=message):
         call()

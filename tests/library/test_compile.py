@@ -27,8 +27,10 @@ def compiled():
     """Compile everything in a process of its own: this one may have Triton's interpreter."""
     done = subprocess.run(
         [sys.executable, "-m", "polyfusion.kernels.triton.compile"],
-        capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -223,8 +223,9 @@ def test_norm(name, batch, dtype, memory_format):
     assert y.dtype == dtype
     assert y.stride() == grads[0].stride() == u.stride()
 
-    doubles = [None if x is None else x.detach().double().requires_grad_() for x in
-               (u, s, weight, bias)]  # fmt: skip
+    doubles = [
+        None if x is None else x.detach().double().requires_grad_() for x in (u, s, weight, bias)
+    ]
     constants = None if batch else [x.double() for x in given]
     expected, *expected_statistics = expect_norm(*doubles, constants, eps, slope)
     assert relative_error(y, expected) < tolerance

@@ -140,9 +140,12 @@ def test_cmf_small_projections_do_not_cancel(kernels):
     views, first, second, out, bias = problem.arguments
     problem.arguments = [views, [1e-6 * x for x in first], second, out, 0 * bias]
     expected = reference.cmf_fusion_reference(
-        [x.double() for x in views], [x.double() for x in problem.arguments[1]], None,
-        out.double(), 0 * bias.double(),
-    )  # fmt: skip
+        [x.double() for x in views],
+        [x.double() for x in problem.arguments[1]],
+        None,
+        out.double(),
+        0 * bias.double(),
+    )
     assert relative_error(problem.fuse(kernels), expected) < TOLERANCE[torch.float32]
 
 

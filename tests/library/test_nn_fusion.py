@@ -9,9 +9,13 @@ from polyfusion import nn, ops
 from polyfusion.nn.fusion import FUSIONS
 
 COUNTS = {
-    "concat": 0, "dense": 12_730_752, "tucker": 1_687_744, "cp": 98_560, "cmf": 147_840,
+    "concat": 0,
+    "dense": 12_730_752,
+    "tucker": 1_687_744,
+    "cp": 98_560,
+    "cmf": 147_840,
     "cmf-sr": 98_688,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FUSIONS)

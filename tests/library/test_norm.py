@@ -53,8 +53,9 @@ def test_values_and_gradients(kernels, dtype, shape, skip):
     )
     found = value_and_gradients(
         lambda *x: ops.norm_activation(*x, mean, var, slope=slope, kernels=kernels)[0],
-        arguments, cotangent,
-    )  # fmt: skip
+        arguments,
+        cotangent,
+    )
     # A channel of few values can have a gradient that is zero but for rounding.
     for value, exactly in zip(found, expected, strict=True):
         scale = 1 + exactly.abs().max()
@@ -249,8 +250,10 @@ def test_deterministic(kernels):
 )
 def test_messages(change, message):
     arguments = {
-        "u": torch.zeros(4, 3, 2, 2), "s": torch.zeros(2, 3, 2, 2),
-        "weight": torch.ones(3), "bias": torch.zeros(3),
-    }  # fmt: skip
+        "u": torch.zeros(4, 3, 2, 2),
+        "s": torch.zeros(2, 3, 2, 2),
+        "weight": torch.ones(3),
+        "bias": torch.zeros(3),
+    }
     with pytest.raises(ValueError, match=message):
         ops.norm_activation(**{**arguments, **change})
