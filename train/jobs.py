@@ -1,32 +1,52 @@
-"""Runs jobs in worker processes; neither a job that fails nor one that kills its worker ends it."""
+"""Work in child processes: starts them, watches them, and ends them.
 
-from __future__ import annotations
+A child has one job at a time, so that one that dies (a crash, or out of memory) costs its own job
+only. Children end with their parent, even if that is killed, and leave Ctrl-C to it.
+"""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
+import torch
 
-from .prepared import DataError
+from train.errors import UserError, one_line
+
+DIED = "the worker process died (crash, or out of memory)"
+
+
+class JobFailed(UserError):
+    """Work that others wait for failed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to make: its name in reports, and what writes it and returns its path."""
+    """``call(*arguments)``, and its name in reports. Both have to be picklable."""
 
-    label: str
-    make: Callable[[], Path]
+    name: str
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
 
 
-DIED = "the worker process died (crash, or out of memory)"
-Outcome = tuple[Job, Path | None, str]
+class Outcome(NamedTuple):
+    """What a job returned, or in one line why it did not; ``error`` is an error of the system."""
+
+    job: Any  # the Job, or what its caller made of one
+    value: Any
+    problem: str = ""
+    error: OSError | None = None
 
 
 def usable_cores() -> int:
@@ -37,81 +57,170 @@ def usable_cores() -> int:
 
 
 def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None]:
-    """Does the jobs in `workers` processes; yields (job, its file or None, why not).
+    """Do the jobs in so many processes, or in this one if ``workers`` is 1; yield their outcomes.
 
-    A worker that dies takes the pool with it. The jobs it may have died of are then tried one by
-    one in processes of their own, so that only the guilty one is lost.
+    Raises ``OSError`` if a job does: the disk is full or gone, and no other will fare better; and
+    :class:`JobFailed` if processes die before any job is done. Closed early, it lets the jobs that
+    are under way finish.
     """
     if workers == 1:
-        yield from map(_attempt, jobs)
+        for job in jobs:
+            yield _raised(attempt(job))
         return
     queue = iter(jobs)
-    pool = _pool(workers)
-    waiting: dict[Future[Outcome], Job] = {}
-    any_finished = False
-    try:
+    finished = died = 0
+    with Children() as children:
         while True:
-            lost: list[Job] = []
-            for job in itertools.islice(queue, 2 * workers - len(waiting)):
-                try:
-                    waiting[_submit(pool, job)] = job
-                except BrokenProcessPool:
-                    lost.append(job)
-            if not waiting and not lost:
+            for job in itertools.islice(queue, workers - len(children.busy)):
+                children.start(job)
+            if not children.busy:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                job = waiting.pop(future)
-                if isinstance(future.exception(), BrokenProcessPool):
-                    lost.append(job)
-                else:
-                    any_finished = True
-                    yield future.result()
-            if lost:
-                wait(waiting)
-                pool.shutdown()
-                lost += waiting.values()
-                waiting.clear()
-                outcomes = list(map(_attempt_alone, lost))
-                any_finished |= any(reason != DIED for _, _, reason in outcomes)
-                if not any_finished:
-                    raise DataError(
+            for outcome in children.finished():
+                died += outcome.problem == DIED
+                finished += outcome.problem != DIED
+                if died > workers and not finished:
+                    raise JobFailed(
                         "worker processes die as they start: out of memory, or called from a "
                         'script without `if __name__ == "__main__":`; try one worker'
                     )
-                yield from outcomes
-                pool = _pool(workers)
-    finally:
-        pool.shutdown(cancel_futures=True)
+                yield _raised(outcome)
 
 
-def _attempt(job: Job) -> Outcome:
+def attempt(job: Job) -> Outcome:
+    """Do a job in this process."""
     try:
-        return job, job.make(), ""
-    except OSError:
-        raise  # the disk is full or gone: no other clip will fare better
+        return Outcome(job, job.call(*job.arguments))
     except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        return job, None, kind + str(error)
+        kind = "" if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: "
+        system = error if isinstance(error, OSError) else None
+        return Outcome(job, None, kind + one_line(error), system)
 
 
-def _attempt_alone(job: Job) -> Outcome:
-    with _pool(1) as pool:
+def _raised(outcome: Outcome) -> Outcome:
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome
+
+
+class Children:
+    """Child processes at work; as a context, it leaves none behind.
+
+    Args:
+        threads: threads that PyTorch and OpenCV use in each.
+        keep: whether a child takes the next job, or every job gets a fresh one.
+        patient: whether the jobs under way may finish when the context is left early.
+    """
+
+    def __init__(self, *, threads: int = 1, keep: bool = True, patient: bool = True) -> None:
+        self.threads, self.keep, self.patient = threads, keep, patient
+        self.busy: dict[_Child, Job] = {}
+        self._idle: list[_Child] = []
+
+    def start(self, job: Job, log: Path | None = None) -> None:
+        """Begin a job; ``log`` gets what it prints, and the traceback if it fails."""
+        child = self._idle.pop() if self._idle else _Child(self.threads)
+        self.busy[child] = job
+        child.send((job.call, job.arguments, log))
+
+    def finished(self, timeout: float | None = None) -> list[Outcome]:
+        """Wait until a job ends, at most ``timeout`` seconds; the outcomes of those that ended."""
+        handles = [h for child in self.busy for h in (child.connection, child.process.sentinel)]
+        ready = wait(handles, timeout)
+        outcomes = []
+        for child, job in list(self.busy.items()):
+            if child.connection in ready or child.process.sentinel in ready:
+                del self.busy[child]
+                answer = child.receive()
+                if answer is None:
+                    answer = Outcome(job, None, DIED)
+                elif self.keep:
+                    self._idle.append(child)
+                else:
+                    child.end()
+                outcomes.append(answer._replace(job=job))
+        return outcomes
+
+    def __enter__(self) -> "Children":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.busy:
+            if not self.patient:
+                child.process.terminate()
+        for child in (*self.busy, *self._idle):
+            child.end()
+
+
+class _Child:
+    def __init__(self, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, threads))
+        # the child inherits the mask: Ctrl-C is left to the parent
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return _submit(pool, job).result()
-        except BrokenProcessPool:
-            return job, None, DIED
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+
+    def send(self, work: tuple[Any, ...]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # if it has died, `receive` will tell
+            self.connection.send(work)
+
+    def receive(self) -> Outcome | None:
+        """The outcome of its job, without the job; None if it died."""
+        try:
+            return self.connection.recv() if self.connection.poll() else None
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def end(self) -> None:
+        """Let it finish its job, then end it."""
+        self.connection.close()
+        self.process.join()
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, spawn, initializer=cv2.setNumThreads, initargs=(1,))
+def _serve(connection: Connection, threads: int) -> None:
+    """Do the jobs that come, until the parent closes the connection."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    while True:
+        try:
+            call, arguments, log = connection.recv()
+        except EOFError:
+            return
+        if log is not None:
+            with open(log, "a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            call = _Told(call)
+        outcome = attempt(Job("", call, arguments))
+        sys.stdout.flush()
+        try:
+            connection.send(outcome._replace(job=None))
+        except BrokenPipeError:
+            return  # the parent has gone on without it
 
 
-def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
-    # Submitting starts workers, and they inherit the mask: Ctrl-C is left to the parent, which
-    # lets them finish their clips.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(_attempt, job)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+class _Told:
+    """A call that prints how it fails."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self.call(*arguments)
+        except Exception as error:
+            traceback.print_exc()
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            raise
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, which must not leave a run that goes on writing."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

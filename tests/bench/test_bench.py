@@ -35,8 +35,9 @@ from bench.results import ResultsError, read_results, regressions
 from bench.straightforward import PlainTrainer, published_fusion
 from polyfusion.nn import make_fusion
 from polyfusion.ops import reference
-from tests.test_gan import CONFIG, batch
-from train.gan import Batch, Trainer
+from tests.train.helpers import CONFIG, batch
+from train.device import Batch
+from train.trainer.gan import Trainer
 
 CPU = torch.device("cpu")
 RESULTS = ROOT / "bench" / "results"

@@ -8,7 +8,7 @@ import torch
 from model.folding import fold
 from model.talking_face import TalkingFace
 from polyfusion.ops import conv
-from tests.test_model import SMALL, inputs
+from tests.model.helpers import SMALL, inputs
 
 
 @pytest.mark.parametrize("fusion", ["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"])

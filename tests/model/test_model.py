@@ -2,28 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
 
 from model import Discriminators, ModelConfig, TalkingFace
 from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder, audio_windows
 from model.generator import Generator
-
-SMALL = ModelConfig(
-    height=32, width=24, depth=3, base_channels=4, identity_dim=8, audio_dim=16, audio_layers=1,
-    noise_dim=3, fused_dim=12, rank=5, frame_disc_channels=4, sequence_disc_channels=4,
-    sequence_dim=8, sync_disc_channels=4, sync_dim=8, sample_rate=8000,
-)  # fmt: skip
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def inputs(config: ModelConfig, clips: int = 2, frames: int = 7):
-    generator = torch.Generator().manual_seed(1)
-    still = torch.rand(clips, 3, config.height, config.width, generator=generator) * 2 - 1
-    audio = torch.rand(clips, frames * config.samples_per_frame, generator=generator) * 2 - 1
-    return still, audio
+from polyfusion.nn import ConcatFusion, DenseFusion
+from polyfusion.nn.fusion import FUSIONS
+from tests.model.helpers import SMALL, inputs, parameters
 
 
 @pytest.mark.parametrize(
@@ -42,7 +27,7 @@ def test_paper_sizes_equal_the_published_counts():
         assert parameters(Discriminators(config).frame) == 11_163_392
 
 
-@pytest.mark.parametrize("fusion", ["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_animates_and_every_parameter_gets_a_gradient(fusion):
     model = TalkingFace(SMALL, fusion)
     still, audio = inputs(SMALL)
@@ -56,7 +41,20 @@ def test_every_fusion_animates_and_every_parameter_gets_a_gradient(fusion):
         assert p.grad.abs().sum() > 0, name
 
 
-def test_noise_is_a_function_of_its_generator():
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_choice_of_kernels_reaches_every_part_that_has_some(fusion):
+    plain = (DenseFusion, ConcatFusion)  # PyTorch's own, whatever the choice
+    for module in (TalkingFace(SMALL, fusion, "eager"), Discriminators(SMALL, "eager")):
+        choices = {
+            name: part.kernels
+            for name, part in module.named_modules()
+            if hasattr(part, "kernels") and not isinstance(part, plain)
+        }
+        assert len(choices) >= 6
+        assert set(choices.values()) == {"eager"}, choices
+
+
+def test_noise_is_a_function_of_its_random_source():
     model = TalkingFace(SMALL).eval()
     still, audio = inputs(SMALL)
     a, b, c = (model(still, audio, torch.Generator().manual_seed(s)) for s in (3, 3, 4))

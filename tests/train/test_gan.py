@@ -6,35 +6,18 @@ import math
 import pytest
 import torch
 
-from tests.test_model import SMALL
-from train.config import PRESETS, LossConfig, TrainConfig
-from train.gan import Batch, Trainer, choose, generator_term, take_audio, take_frames, weigh
-from train.losses import (
+from tests.train.helpers import CONFIG, batch, trainer
+from train.config import PRESETS, LossConfig
+from train.metrics.quality import psnr
+from train.trainer.gan import choose, generator_term, take_audio, take_frames
+from train.trainer.losses import (
     bottom_half,
     fake_loss,
     generator_loss,
     l1_loss,
-    psnr,
     real_loss,
     top_half,
 )
-
-CONFIG = TrainConfig(frames=8, batch_size=3, model=SMALL, lr_generator=1e-3, kernels="eager")
-
-
-def batch(config: TrainConfig = CONFIG) -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    m = config.model
-    shape = (config.batch_size, config.frames, 3, m.height, m.width)
-    frames = torch.rand(shape, generator=generator) * 2 - 1
-    samples = config.frames * m.samples_per_frame
-    return Batch(frames, torch.rand(config.batch_size, samples, generator=generator) * 2 - 1)
-
-
-def trainer(config: TrainConfig = CONFIG) -> Trainer:
-    t = Trainer(config, torch.device("cpu"))
-    t.make_optimizers()
-    return t
 
 
 def test_losses_are_binary_cross_entropies():
@@ -58,13 +41,26 @@ def test_l1_sees_the_bottom_half_only():
 
 def test_psnr_of_a_known_error():
     real = torch.zeros(2, 3, 3, 4, 4)
-    value = psnr(real + 0.2, real)  # 0.1 of the range
-    torch.testing.assert_close(value, torch.full((2,), 20.0))
+    value = psnr(real + 0.2, real, colour=True)  # 0.1 of the range
+    torch.testing.assert_close(value.float(), torch.full((2,), 20.0))
 
 
 def test_objective_has_the_papers_weights():
-    terms = {k: torch.tensor(1.0) for k in ("g_frame", "g_seq", "g_sync", "l1", "l1_top", "omega")}
-    assert weigh(terms, LossConfig()) == pytest.approx(1 + 0.2 + 0.8 + 600 + 100)
+    terms = trainer().step(batch(), torch.Generator().manual_seed(0))
+    weights = {"g_frame": 1, "g_sequence": 0.2, "g_sync": 0.8, "l1": 600, "omega": 100}
+    expected = sum(weight * terms[f"loss/{name}"] for name, weight in weights.items())
+    torch.testing.assert_close(terms["loss/generator"], expected)
+
+
+def test_every_weight_counts():
+    for name in ("frame", "sequence", "sync", "l1", "l1_top", "omega"):
+        none = dict.fromkeys(("frame", "sequence", "sync", "l1", "l1_top", "omega"), 0.0)
+        loss = LossConfig(**none | {name: 2.0})
+        terms = trainer(dataclasses.replace(CONFIG, loss=loss)).step(
+            batch(), torch.Generator().manual_seed(0)
+        )
+        term = terms.get(f"loss/g_{name}", terms.get(f"loss/{name}"))
+        torch.testing.assert_close(terms["loss/generator"], 2 * term)
 
 
 def test_half_weight_of_the_generated_snippet():
@@ -99,10 +95,9 @@ def test_a_step_moves_every_network_and_reports_every_term():
     t = trainer()
     before = {k: v.clone() for m in t.modules.values() for k, v in m.named_parameters()}
     terms = t.step(batch(), torch.Generator().manual_seed(0))
-    assert {
-        "loss/d_frame", "loss/d_seq", "loss/d_sync", "loss/g_frame", "loss/g_seq", "loss/g_sync",
-        "loss/l1", "loss/l1_top", "loss/omega", "loss/generator",
-    } == terms.keys()  # fmt: skip
+    adversarial = {f"{who}_{name}" for who in "dg" for name in ("frame", "sequence", "sync")}
+    expected = adversarial | {"l1", "l1_top", "omega", "generator"}
+    assert {f"loss/{name}" for name in expected} == terms.keys()
     for module in t.modules.values():
         for name, p in module.named_parameters():
             assert not torch.equal(p, before[name]), name
@@ -181,13 +176,13 @@ def test_a_demo_step_takes_few_tiles_and_fills_them(monkeypatch):
         monkeypatch.setattr(module, "launch", count)
     config = dataclasses.replace(PRESETS["demo"], kernels="triton")
     trainer(config).step(batch(config), torch.Generator().manual_seed(0))
-    assert len(tiles) <= 40
-    assert sum(number for _name, number, _size in tiles) <= 60
-    frames, size = config.batch_size * config.frames, config.model
-    pixels = [size.height * size.width >> 2 * (i + 1) for i in range(size.depth)]
-    used = frames * sum(
-        n * c * (1 if i == 0 else 2)
-        for i, (n, c) in enumerate(zip(pixels, size.channels(size.base_channels), strict=True))
-    )
+    assert len(tiles) <= 60
+    assert sum(number for _name, number, _size in tiles) <= 80
+    size, clips = config.model, config.batch_size
+    used = 0  # elements: two normalisations at every resolution per frame, one per still
+    for i, channels in enumerate(size.channels(size.base_channels)):
+        pixels = size.height * size.width >> 2 * (i + 1)
+        per_frame = 1 if i == 0 else 2
+        used += channels * pixels * clips * (config.frames * per_frame + 1)
     computed = sum(n * size for name, n, size in tiles if name == "_apply_kernel")
     assert computed <= 1.1 * used

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from polyfusion import nn
 from train.data.synthetic import articulate, speaker_identity
-from train.data.synthetic_speech import speak
+from train.data.synthetic.speech import speak
 
 FITTED, UNSEEN, FPS = 48, 16, 25
 TIMES = (np.arange(FPS) + 0.5) / FPS

@@ -15,9 +15,7 @@ from train.data.align import EYES, NoFace, align_frames, align_image, locate_eye
 from train.data.media import MediaError, read_audio, read_image, read_media, write_video
 
 RATE = 16000
-GRID = Path(
-    os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[1].parent / "shared" / "grid"
-)
+GRID = Path(os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[3] / "shared" / "grid")
 needs_grid = pytest.mark.skipif(not GRID.is_dir(), reason=f"no GRID clips at {GRID}")
 
 

@@ -7,14 +7,15 @@ import json
 import pytest
 import torch
 
-from model import FUSIONS, Discriminators, ModelConfig, TalkingFace
+from model import Discriminators, ModelConfig, TalkingFace
 from model.discriminators import PatchSequenceDiscriminator
 from model.folding import fold
 from polyfusion import nn, ops
+from polyfusion.nn.fusion import FUSIONS
 from polyfusion.ops.reference import cmf_fusion_reference
 from tests.helpers import TOLERANCE, relative_error
-from tests.test_gan import CONFIG, batch, trainer
-from tests.test_model import SMALL, inputs, parameters
+from tests.model.helpers import SMALL, inputs, parameters
+from tests.train.helpers import CONFIG, batch, trainer
 from train.config import TrainConfig, parse
 
 NOISE = dataclasses.replace(SMALL, fuse_noise=True)
@@ -34,8 +35,8 @@ def test_a_within_view_polynomial_is_its_equation(degree):
     layer = nn.WithinView(5, degree).double()
     assert [tuple(u.shape) for u in layer.factors] == [(5, 5)] * degree
     z = torch.randn(4, 5, dtype=torch.float64)
-    y = [[sum(u[i, j] * row[i] for i in range(5)) for j in range(5)]
-         for u, row in [(layer.factors[0], row) for row in z]]  # fmt: skip
+    first = layer.factors[0]
+    y = [[sum(first[i, j] * row[i] for i in range(5)) for j in range(5)] for row in z]
     for u in layer.factors[1:]:
         for row, values in zip(z, y, strict=True):
             for j in range(5):
@@ -148,8 +149,12 @@ def test_they_run_with_every_kind_of_kernels(kernels):
     parts = double.fusion
     expected = cmf_fusion_reference(
         [w(v.double()) for w, v in zip(double.within, views, strict=True)],
-        list(parts.first), list(parts.second), parts.out, parts.bias, None,
-    )  # fmt: skip
+        list(parts.first),
+        list(parts.second),
+        parts.out,
+        parts.bias,
+        None,
+    )
     assert relative_error(layer(views), expected) < TOLERANCE[torch.float32]
 
 
@@ -224,7 +229,7 @@ def test_the_patch_discriminator_trains():
     first = t.step(data, torch.Generator().manual_seed(0))
     before = [p.clone() for p in t.discriminators.sequence.parameters()]
     t.step(data, torch.Generator().manual_seed(1))
-    assert first["loss/d_seq"].isfinite()
+    assert first["loss/d_sequence"].isfinite()
     for p, old in zip(t.discriminators.sequence.parameters(), before, strict=True):
         assert not torch.equal(p, old)
 
@@ -234,8 +239,10 @@ def test_flags_and_configurations_without_them():
     config = parse(["--preset", "demo", *flags, "--model.sequence-disc", "patch"])
     assert config.model == dataclasses.replace(
         parse(["--preset", "demo"]).model,
-        fuse_noise=True, within_view_degree=2, sequence_disc="patch",
-    )  # fmt: skip
+        fuse_noise=True,
+        within_view_degree=2,
+        sequence_disc="patch",
+    )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     old = parse(["--preset", "demo"]).to_dict()
     for name in ("fuse_noise", "within_view_degree", "sequence_disc"):

@@ -13,13 +13,12 @@ import pytest
 from train import prepare
 from train.data import grid
 from train.data.media import write_video
-from train.data.parallel import Job, run_jobs
 from train.data.prepared import DataError, PreparedSet, read_clip
+from train.data.splits import SPLITS, draw_splits
+from train.jobs import DIED, Job, JobFailed, run_jobs
 from train.prepare import prepare_grid, prepare_synthetic
 
-GRID = Path(
-    os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[1].parent / "shared" / "grid"
-)
+GRID = Path(os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[3] / "shared" / "grid")
 needs_grid = pytest.mark.skipif(not GRID.is_dir(), reason=f"no GRID clips at {GRID}")
 REAL = ["s1/bbir6n.mpg", "s2/pwij3p.mpg", "s3/brbk7n.mpg"]
 RATE = 16000
@@ -62,22 +61,20 @@ def clips_of(counts):
 def test_speakers_are_split_whole(counts, sizes):
     clips = clips_of(counts)
     for seed in range(5):
-        splits = grid.draw_splits(clips, seed)
-        assert splits == grid.draw_splits(clips[::-1], seed)
-        speakers = {
-            split: {s for (s, _), v in splits.items() if v == split} for split in grid.SPLITS
-        }
+        splits = draw_splits(clips, seed)
+        assert splits == draw_splits(clips[::-1], seed)
+        speakers = {split: {s for (s, _), v in splits.items() if v == split} for split in SPLITS}
         assert tuple(map(len, speakers.values())) == sizes
         assert sum(sizes) == len(counts)
         assert f"s{int(np.argmax(counts))}" in speakers["train"] or len(set(counts)) == 1
-    assert splits != grid.draw_splits(clips, 0)
+    assert splits != draw_splits(clips, 0)
 
 
 @pytest.mark.parametrize(("counts", "sizes"), [([33], (16, 7, 10)), ([2, 1], (1, 1, 1))])
 def test_clips_of_one_or_two_speakers_are_split(counts, sizes):
-    values = list(grid.draw_splits(clips_of(counts), 0).values())
-    assert tuple(values.count(split) for split in grid.SPLITS) == sizes
-    assert set(grid.draw_splits(clips_of([1]), 0).values()) == {"train"}
+    values = list(draw_splits(clips_of(counts), 0).values())
+    assert tuple(values.count(split) for split in SPLITS) == sizes
+    assert set(draw_splits(clips_of([1]), 0).values()) == {"train"}
 
 
 @pytest.fixture
@@ -299,8 +296,8 @@ def test_dead_worker_costs_only_its_own_job():
     jobs = [Job(str(i), functools.partial(Path, str(i))) for i in range(6)]
     jobs.insert(2, Job("bad", functools.partial(os._exit, 1)))
     jobs.insert(4, Job("wrong", functools.partial(int, "x")))
-    outcomes = {job.label: (made, reason) for job, made, reason in run_jobs(jobs, workers=2)}
-    assert outcomes.pop("bad") == (None, "the worker process died (crash, or out of memory)")
+    outcomes = {job.name: (made, reason) for job, made, reason, _ in run_jobs(jobs, workers=2)}
+    assert outcomes.pop("bad") == (None, DIED)
     assert "invalid literal" in outcomes.pop("wrong")[1]
     assert outcomes == {str(i): (Path(str(i)), "") for i in range(6)}
 
@@ -308,7 +305,7 @@ def test_dead_worker_costs_only_its_own_job():
 @pytest.mark.slow
 def test_workers_that_cannot_start_end_the_run():
     jobs = [Job(str(i), functools.partial(os._exit, 1)) for i in range(30)]
-    with pytest.raises(DataError, match="worker processes die as they start"):
+    with pytest.raises(JobFailed, match="worker processes die as they start"):
         list(run_jobs(jobs, workers=2))
 
 

@@ -8,38 +8,31 @@ import json
 import pytest
 import torch
 
-from tests.test_gan import CONFIG, batch
-from tests.test_train import TINY, data, run  # noqa: F401  (data is a fixture)
-from train.gan import Trainer
-from train.profile import Profile, describe, fused_parts
+from tests.train.helpers import CONFIG, TINY, batch, run, trainer
+from train.run.profile import Profile, describe, fused_parts
+from train.trainer.gan import Trainer
 
 SHORT = dataclasses.replace(CONFIG, batch_size=2, frames=6)
 STEPS = 5
 
 
-def losses(trainer: Trainer, profile: Profile | None = None) -> list[float]:
+def losses(trained: Trainer, profile: Profile | None = None) -> list[float]:
     """The generator's loss in every step, of a profile if there is one."""
     found = []
     for i in range(STEPS + 1):
         with profile.step() if profile else contextlib.nullcontext():
-            with trainer.section("data wait"):
+            with trained.section("data wait"):
                 item = batch(SHORT)
-            terms = trainer.step(item, torch.Generator().manual_seed(i))
+            terms = trained.step(item, torch.Generator().manual_seed(i))
         found.append(terms["loss/generator"].item())
     return found
 
 
-def new_trainer() -> Trainer:
-    trainer = Trainer(SHORT, torch.device("cpu"))
-    trainer.make_optimizers()
-    return trainer
-
-
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory) -> tuple[Profile, list[float]]:
-    trainer = new_trainer()
-    profile = Profile(trainer, tmp_path_factory.mktemp("run"), STEPS)
-    return profile, losses(trainer, profile)
+    watched = trainer(SHORT)
+    profile = Profile(watched, tmp_path_factory.mktemp("run"), STEPS)
+    return profile, losses(watched, profile)
 
 
 def test_a_breakdown_sums_to_one_and_finds_every_part(profiled):
@@ -79,18 +72,18 @@ def test_a_long_wait_for_data_gets_a_warning(profiled):
 
 
 def test_a_profiled_step_computes_what_any_step_does(profiled):
-    assert profiled[1] == pytest.approx(losses(new_trainer()), rel=1e-3)
+    assert profiled[1] == pytest.approx(losses(trainer(SHORT)), rel=1e-3)
 
 
 def test_the_fused_parts_are_the_outermost_ones():
-    trainer = new_trainer()
-    names = {type(part).__name__ for part in fused_parts(trainer.model)}
+    model = trainer(SHORT).model
+    names = {type(part).__name__ for part in fused_parts(model)}
     assert {"CPFusion", "FirstBlock", "SkipConvBlock", "UpConvBlock", "FinalBlock"} <= names
-    inside = trainer.model.generator.first.norm
-    assert all(part is not inside for part in fused_parts(trainer.model))
+    inside = model.generator.first.norm
+    assert all(part is not inside for part in fused_parts(model))
 
 
-def test_the_command_writes_the_profile_and_goes_on(data, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_command_writes_the_profile_and_goes_on(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     args = [*TINY, "--data", str(data), "--out", str(out), "--profile"]
     assert run([*args, "--steps", "5"], monkeypatch) == 0
@@ -99,9 +92,7 @@ def test_the_command_writes_the_profile_and_goes_on(data, tmp_path, monkeypatch,
     assert (out / "checkpoint.safetensors").exists()
 
 
-def test_too_few_steps_are_refused_before_anything_is_written(
-    data, tmp_path, monkeypatch, capsys  # noqa: F811
-):  # fmt: skip
+def test_too_few_steps_are_refused_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     args = [*TINY, "--data", str(data), "--out", str(out), "--profile"]
     assert run([*args, "--steps", "4"], monkeypatch) == 2

@@ -8,19 +8,16 @@ import pytest
 
 from train.data.prepared import Clip, read_clip, write_clip
 from train.data.synthetic import (
-    AWAKE,
-    BLINK_RATE,
-    BLINK_SECONDS,
     OPENING,
-    REFRACTORY,
     articulate,
     draw_blinks,
     eyelids,
     render_clip,
     speaker_identity,
 )
-from train.data.synthetic_identity import ARTICULATION
-from train.data.synthetic_speech import Utterance
+from train.data.synthetic.clip import AWAKE, BLINK_RATE, BLINK_SECONDS, REFRACTORY
+from train.data.synthetic.identity import ARTICULATION
+from train.data.synthetic.speech import Utterance
 
 SMALL = {"size": (64, 48), "seconds": 2.0}
 

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from train import table1 as command
-from train.config import PRESETS, UserError
+from train.config import PRESETS
+from train.errors import UserError
 from train.evaluate import EVALUATION_FILE
-from train.methods import METHODS, PAPER_GRID, PAPER_ROWS
+from train.jobs import JobFailed
 from train.metrics.score import Score
 from train.metrics.table import COLUMNS, to_json
 from train.prepare import prepare_synthetic
-from train.table1 import TABLES, claim, plan
-from train.table1_report import Line, cell, read_lines, table_rows, write_report, write_table
-from train.tasks import Task, TaskFailed, run_tasks
+from train.table1 import __main__ as command
+from train.table1.__main__ import claim
+from train.table1.config import TABLES, parse
+from train.table1.report import Line, cell, read_lines, table_rows, write_report, write_table
+from train.table1.rows import PAPER_GRID, PAPER_ROWS, ROWS
+from train.table1.tasks import Task, plan, run_tasks
 
 
 def write_text(path: str, text: str) -> None:
@@ -54,12 +57,12 @@ def test_a_failed_job_stops_only_what_needs_it(tmp_path):
     assert (tmp_path / "good").exists()
     assert "error: --this is not possible" in (tmp_path / "bad.log").read_text()
     jobs.append(Task("after", write_text, (str(tmp_path / "after"), "x"), ("bad",)))
-    with pytest.raises(TaskFailed, match="bad failed: --this is not possible"):
+    with pytest.raises(JobFailed, match="bad failed: --this is not possible"):
         run_tasks(jobs, tmp_path, 1)
     assert not (tmp_path / "after").exists()
     jobs = [Task("loner", fail, ()), Task("needed", fail, ()), *jobs[-1:]]
     jobs[-1] = dataclasses.replace(jobs[-1], needs=("needed",))
-    with pytest.raises(TaskFailed, match=r"^needed failed: .*needed\.log"):
+    with pytest.raises(JobFailed, match=r"^needed failed: .*needed\.log"):
         run_tasks(jobs, tmp_path, 1)
 
 
@@ -73,9 +76,8 @@ def test_the_plan_is_the_papers_protocol(tmp_path):
     trainings = {name: jobs[name].arguments[0] for name in jobs if name[-1].isdigit()}
     for name, training in trainings.items():
         key, seed = name.rsplit("-", 1)
-        assert (training.steps, training.batch_size, training.frames) == (
-            config.steps, config.batch_size, config.frames,
-        )  # fmt: skip
+        budget = (config.steps, config.batch_size, config.frames)
+        assert (training.steps, training.batch_size, training.frames) == budget
         assert training.seed == int(seed)
         frozen = key != "speech2vid"
         assert training.encoders == (str(tmp_path / "pretrain") if frozen else "joint")
@@ -86,11 +88,11 @@ def test_the_plan_is_the_papers_protocol(tmp_path):
 
 
 def test_every_row_has_a_valid_configuration():
-    for method in METHODS.values():
+    for row in ROWS.values():
         for preset in PRESETS.values():
-            method.configure(preset)
-    assert METHODS["cp-sumsq"].configure(PRESETS["paper"]).loss.penalty == "sumsq"
-    assert METHODS["cp-patch"].configure(PRESETS["demo"]).model.sequence_disc == "patch"
+            row.configure(preset)
+    assert ROWS["cp-sumsq"].configure(PRESETS["paper"]).loss.penalty == "sumsq"
+    assert ROWS["cp-patch"].configure(PRESETS["demo"]).model.sequence_disc == "patch"
 
 
 def fake_row(**values: float) -> dict:
@@ -102,8 +104,12 @@ def fake_table(out: Path) -> None:
     claim(dataclasses.replace(TABLES["demo"], out=out))
     for name, psnr in (("cp-0", 27.0), ("cp-1", 28.0), ("concat-0", 26.0)):
         (out / name).mkdir()
-        record = {"row": fake_row(psnr=psnr, av_offset=1.0), "networks": {"av": "our SyncNet"},
-                  "of": "4 test clips", "fusion_norm": 2.0}  # fmt: skip
+        record = {
+            "row": fake_row(psnr=psnr, av_offset=1.0),
+            "networks": {"av": "our SyncNet"},
+            "of": "4 test clips",
+            "fusion_norm": 2.0,
+        }
         (out / name / EVALUATION_FILE).write_text(json.dumps(record))
         (out / name / "metrics.jsonl").write_text('{"step": 7, "val/psnr": 20.0}\n')
 
@@ -184,11 +190,11 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path):
         tmp_path / "set", clips=18, speakers=6, seconds=2.0, size=(64, 48), workers=1
     )
     out = tmp_path / "table"
-    config = dataclasses.replace(
-        TABLES["demo"], data=str(data), out=out, rows=("cp", "speech2vid"), seeds=1,
-        pretrain_steps=4, steps=30, batch_size=2, frames=6, clips=2, jobs=2, patience=0,
-    )  # fmt: skip
-    claim(config)
+    flags = (
+        f"--preset demo --data {data} --out {out} --rows cp speech2vid --seeds 1 --jobs 2 "
+        "--pretrain-steps 4 --steps 30 --batch-size 2 --frames 6 --clips 2 --patience 0"
+    ).split()
+    claim(parse(flags))
     # the measuring networks take minutes: a step of each will do here
     quick = (
         "from train.syncnet import *; from train.embedder import *; import sys; from pathlib "
@@ -198,14 +204,12 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path):
         "train_embedder(EmbedderConfig(out / 'embedder.safetensors', data=data, steps=1))"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", quick, out, data], check=True, env=environment,
-                   capture_output=True)  # fmt: skip
-    args = [sys.executable, "-m", "train.table1", "--preset", "demo", "--data", str(data),
-            "--out", str(out), "--rows", "cp", "speech2vid", "--seeds", "1", "--jobs", "2",
-            "--pretrain-steps", "4", "--steps", "30", "--batch-size", "2", "--frames", "6",
-            "--clips", "2", "--patience", "0"]  # fmt: skip
-    process = subprocess.Popen(args, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    networks = [sys.executable, "-c", quick, out, data]
+    subprocess.run(networks, check=True, env=environment, capture_output=True)
+    args = [sys.executable, "-m", "train.table1", *flags]
+    process = subprocess.Popen(
+        args, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoint = out / "cp-0" / "checkpoint.safetensors"
     deadline = time.monotonic() + 240
     while not checkpoint.exists() and time.monotonic() < deadline:

@@ -7,43 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.train.helpers import TINY, run
 from train import config as configuration
-from train.__main__ import main
-from train.checkpoint import read_checkpoint
-from train.config import TrainConfig, UserError, parse
+from train.config import TrainConfig, parse
 from train.data.batches import StepSampler
 from train.data.media import read_media
-from train.prepare import prepare_synthetic
-from train.rundir import MetricsLog, read_metrics
-
-TINY = [
-    "--kernels", "eager", "--workers", "0", "--frames", "6", "--batch-size", "2",
-    "--log-every", "1", "--checkpoint-every", "2", "--validation-clips", "2",
-    "--model.height", "32", "--model.width", "24", "--model.depth", "3",
-    "--model.base-channels", "4", "--model.audio-dim", "16", "--model.identity-dim", "8",
-    "--model.fused-dim", "12", "--model.rank", "4", "--preset", "demo", "--anneal", "0",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("set") / "synthetic"
-    return prepare_synthetic(out, clips=9, speakers=9, seconds=0.6, size=(32, 24), workers=1)
-
-
-def run(args: list[str], monkeypatch) -> int:
-    """The command's exit code."""
-    monkeypatch.setattr(sys, "argv", ["train", *args])
-    try:
-        return main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
+from train.errors import UserError
+from train.run.checkpoint import read_checkpoint
+from train.run.directory import MetricsLog, read_metrics
+from train.trainer.gan import Trainer
 
 
 def command(*args: str) -> list[str]:
@@ -81,10 +58,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
     a, _ = read_checkpoint(whole)
     b, info = read_checkpoint(parts)
     assert info["step"] == 4
-    for (
-        name,
-        value,
-    ) in a.items():  # not to the bit: Adam's first steps are ±lr, whatever rounding says
+    for name, value in a.items():
+        # not to the bit: Adam's first steps are ±lr, whatever rounding says
         if name.startswith("model.") and value.is_floating_point():
             assert (b[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
     lines = [[x for x in read_metrics(out) if "loss/l1" in x] for out in (whole, parts)]
@@ -147,8 +122,6 @@ def test_not_a_number_stops_the_run_and_keeps_the_checkpoint(data, tmp_path, mon
     common = [*TINY, "--data", str(data), "--out", str(out), "--steps", "2"]
     assert run(common, monkeypatch) == 0
     good = (out / "checkpoint.safetensors").read_bytes()
-    from train.gan import Trainer
-
     step = Trainer.step
     broken = lambda *a: {k: v * float("nan") for k, v in step(*a).items()}  # noqa: E731
     monkeypatch.setattr(Trainer, "step", broken)
@@ -233,7 +206,7 @@ def test_a_damaged_clip_is_named(data, tmp_path, monkeypatch, capsys, workers):
 def test_presets_differ_and_flags_override_them():
     paper = parse(["--preset", "paper"])
     assert paper == TrainConfig()
-    assert (paper.loss.l1, paper.loss.omega, paper.lr_seq) == (600, 100, 1e-5)
+    assert (paper.loss.l1, paper.loss.omega, paper.lr_sequence) == (600, 100, 1e-5)
     demo = parse(["--preset", "demo", "--fusion", "cmf-sr", "--loss.l1", "7"])
     assert demo.model.height == 64
     assert (demo.fusion, demo.loss.l1, demo.loss.frame) == ("cmf-sr", 7, 1)

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with everything a run needs to go on, replaced atomically."""
 
+import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.talking_face import ENCODERS
-from train.config import UserError
+from train.config import TrainConfig, load_config
+from train.errors import UserError
+from train.files import replacing
+from train.trainer.base import build_model
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -30,15 +33,12 @@ def save_checkpoint(
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{name}.{index}.{key}": value for key, value in state.items()}
     tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"polyfusion": json.dumps(info)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path, durable=True) as temporary:
+        save_file(tensors, temporary, metadata={"polyfusion": json.dumps(info)})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and info of a checkpoint, or of the run directory that holds one."""
+    """Read tensors and info of a checkpoint, or of the run directory that holds one."""
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     try:
@@ -93,3 +93,15 @@ def load_encoders(model: nn.Module, source: Path) -> None:
     tensors, _ = read_checkpoint(source)
     names = {f"model.{name}": getattr(model, name) for name in ENCODERS}
     load_modules(names, tensors, source)
+
+
+def load_run(
+    run: Path, device: torch.device, kernels: str = "auto"
+) -> tuple[TrainConfig, nn.Module]:
+    """Load the configuration and the trained model of a run directory, in evaluation mode."""
+    config = dataclasses.replace(load_config(run), kernels=kernels)
+    tensors, _ = read_checkpoint(run)
+    model = build_model(config)
+    model_only = {key: value for key, value in tensors.items() if key.startswith("model.")}
+    load_modules({"model": model}, model_only, run)
+    return config, model.to(device).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The learning curves of a run as a picture: python -m train.curves RUN."""
+"""The learning curves of a run as a picture: python -m train.run.curves RUN."""
 
 import sys
 from pathlib import Path
@@ -8,13 +8,14 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from train.rundir import read_metrics
+from train.files import replacing
+from train.run.directory import read_metrics
 
 PANELS = {
     "L1, bottom half": ("loss/l1", "val/l1"),
     "PSNR, dB": ("val/psnr", "val/psnr_bottom"),
-    "generator, adversarial": ("loss/g_frame", "loss/g_seq", "loss/g_sync"),
-    "discriminators": ("loss/d_frame", "loss/d_seq", "loss/d_sync"),
+    "generator, adversarial": ("loss/g_frame", "loss/g_sequence", "loss/g_sync"),
+    "discriminators": ("loss/d_frame", "loss/d_sequence", "loss/d_sync"),
 }
 
 
@@ -33,13 +34,14 @@ def write_curves(run: Path) -> Path:
         if axis.lines:
             axis.legend(fontsize=8, frameon=False)
     path = run / "curves.png"
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
     return path
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        print("usage: python -m train.curves RUN, a run directory", file=sys.stderr)
+        print("usage: python -m train.run.curves RUN, a run directory", file=sys.stderr)
         sys.exit(2)
     print(write_curves(Path(sys.argv[1])))

@@ -20,7 +20,9 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import polyfusion
-from train.config import CONFIG_FILE, TrainConfig, UserError
+from train.config import CONFIG_FILE, TrainConfig
+from train.errors import UserError
+from train.files import write_atomically, write_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -67,26 +69,22 @@ def write_record(run: Path, config: TrainConfig, device: torch.device) -> None:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    for name, record in ((CONFIG_FILE, config.to_dict()), ("environment.json", environment)):
-        temporary = run / f".{name}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, run / name)
+    write_json(run / CONFIG_FILE, config.to_dict())
+    write_json(run / "environment.json", environment)
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard. ``start`` > 0 first drops what lies after that step."""
+    """Write metrics.jsonl and TensorBoard. ``start`` > 0 first drops what lies after that step."""
 
     def __init__(self, run: Path, start: int = 0):
         path = run / METRICS_FILE
         kept = [line for line in read_metrics(run) if line["step"] <= start] if start else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
         self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line; floats are rounded to 6 significant digits."""
+        """Write one line; floats are rounded to 6 significant digits."""
         line: dict[str, Any] = {"step": step}
         line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
@@ -100,7 +98,7 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+    """Read the lines of metrics.jsonl; a line cut short by a kill is left out."""
     lines = []
     path = run / METRICS_FILE
     for text in path.read_text().splitlines() if path.exists() else []:

@@ -6,7 +6,6 @@ RUN/trace.json.gz opens in chrome://tracing or Perfetto. Training then goes on a
 """
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -18,18 +17,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.base import BaseTrainer
-from train.config import UserError
+from train.errors import UserError
+from train.files import write_atomically, write_json
+from train.trainer.base import BaseTrainer
 
 WARM, MOST, LEAST = 2, 8, 5
 """Steps that are not counted, the most steps of a phase, and the fewest of a profiled run."""
 SECTIONS = (
-    "data wait", "host to device", "generator forward", "generator backward",
-    "frame discriminator", "sequence discriminator", "sync discriminator", "other losses",
-    "optimiser", "logging", "rest",
-)  # fmt: skip
-#: A larger share of data wait than this gets a warning.
-PATIENCE = 0.10
+    "data wait",
+    "host to device",
+    "generator forward",
+    "generator backward",
+    "frame discriminator",
+    "sequence discriminator",
+    "sync discriminator",
+    "other losses",
+    "optimiser",
+    "logging",
+    "rest",
+)
+#: A larger share of the step than this spent waiting for data gets a warning.
+LONG_WAIT = 0.10
 
 
 class Profile:
@@ -152,7 +160,9 @@ class Profile:
         return {
             "shares": {name: seconds.get(name, 0.0) / total for name in SECTIONS},
             "seconds_per_step": {
-                "steady": steady, "timed": total / len(self.split), "first": self.first,
+                "steady": steady,
+                "timed": total / len(self.split),
+                "first": self.first,
             },
             "clips_per_s": config.batch_size / steady,
             "frames_per_s": config.batch_size * config.frames / steady,
@@ -160,12 +170,12 @@ class Profile:
             "fused_share": fused,
             "amdahl_limit": 1 / max(1 - fused, 1e-9),
             "steps": {"warm": self.warm, "free": len(self.free), "timed": len(self.split)},
-        }  # fmt: skip
+        }
 
     def _write(self) -> None:
         result = self.result()
-        (self.run / "profile.json").write_text(json.dumps(result, indent=2) + "\n")
-        (self.run / "profile.md").write_text(describe(result) + "\n")
+        write_json(self.run / "profile.json", result)
+        write_atomically(self.run / "profile.md", describe(result) + "\n")
         print(f"\n\n{describe(result)}\n\nsaved in {self.run}: profile.md, trace.json.gz")
 
 
@@ -216,7 +226,7 @@ def describe(result: dict[str, Any]) -> str:
         f"it would be {result['amdahl_limit']:.2f}× as fast (Amdahl)."
     )
     wait = result["shares"]["data wait"]
-    if wait > PATIENCE:
+    if wait > LONG_WAIT:
         lines.append(
             f"warning: {100 * wait:.0f} % of the step waits for data; raise --workers, or put the "
             "prepared set on a faster disk"

@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,12 +21,14 @@ import torch
 from torch import Tensor
 
 from train.data.media import write_video
-from train.data.prepared import write_atomically
-from train.evaluate import EVALUATION_FILE, animate, load_run, test_clips
-from train.loop import to_device
-from train.methods import METHODS, PAPER_GRID
+from train.device import clip_to_device
+from train.evaluate import EVALUATION_FILE, animate, whole_clips
+from train.files import write_atomically, write_json
 from train.metrics.table import COLUMNS, Column, Row, from_json
-from train.rundir import read_metrics
+from train.run.checkpoint import load_run
+from train.run.directory import read_metrics
+from train.run.samples import write_picture
+from train.table1.rows import PAPER_GRID, ROWS
 
 SETTINGS_FILE = "settings.json"
 PRETRAIN = "pretrain"  # the pretraining run
@@ -57,6 +60,14 @@ class Line:
         """Why there is no value, or how many clips were left out."""
         return next((row[column.key].reason for row in self.rows if row[column.key].reason), "")
 
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        measured = {
+            column.key: {"values": self.values(column), "reason": self.reason(column)}
+            for column in COLUMNS
+        }
+        return {**measured, "norms": self.norms, "steps": self.steps}
+
     def mean(self, column: Column) -> float | None:
         """Mean over the seeds."""
         values = self.values(column)
@@ -67,12 +78,10 @@ def read_lines(out: Path) -> list[Line]:
     """Every line with a finished run: the real video, the rows in order, the pretraining run."""
     lines = []
     settings = json.loads((out / SETTINGS_FILE).read_text())
-    keys = [key for key in METHODS if key in settings["rows"]]
+    keys = [key for key in ROWS if key in settings["rows"]]
     sources = [("real video", TRUTH, [out / f"{TRUTH}.json"])]
     for key in keys:
-        sources.append(
-            (METHODS[key].title, key, sorted(out.glob(f"{key}-[0-9]*/{EVALUATION_FILE}")))
-        )
+        sources.append((ROWS[key].title, key, sorted(out.glob(f"{key}-[0-9]*/{EVALUATION_FILE}"))))
     sources.append(("concat [2], pretraining run", PRETRAIN, [out / PRETRAIN / EVALUATION_FILE]))
     for title, key, files in sources:
         line = Line(title, key)
@@ -108,7 +117,7 @@ def cell(line: Line, column: Column) -> str:
 
 def best(lines: list[Line], column: Column) -> float | None:
     """The best mean of the rows of a column that has a better end."""
-    means = [line.mean(column) for line in lines if line.key in METHODS]
+    means = [line.mean(column) for line in lines if line.key in ROWS]
     found = [value for value in means if value is not None]
     if not found or not column.better:
         return None
@@ -125,7 +134,7 @@ def table_rows(lines: list[Line]) -> tuple[list[str], list[list[str]], list[str]
         for column in COLUMNS:
             text = cell(line, column)
             if line.mean(column) is not None and line.mean(column) == best(lines, column):
-                text = f"**{text}**" if line.key in METHODS else text
+                text = f"**{text}**" if line.key in ROWS else text
             if reason := line.reason(column):
                 if reason not in notes:
                     notes.append(reason)
@@ -150,7 +159,7 @@ def remarks(out: Path, lines: list[Line], notes: list[str]) -> list[str]:
     """What to know for reading the table."""
     settings = json.loads((out / SETTINGS_FILE).read_text())
     of = next((line.of for line in lines if line.of), "")
-    seeds = sorted({len(line.rows) for line in lines if line.key in METHODS})
+    seeds = sorted({len(line.rows) for line in lines if line.key in ROWS})
     networks = next((line.networks for line in lines if line.networks), {})
     spread = "one seed; "
     if seeds[-1:] > [1]:
@@ -173,35 +182,31 @@ def write_table(out: Path) -> str:
     header, cells, notes = table_rows(lines)
     text = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)]
     text += ["", *(f"{remark}  " for remark in remarks(out, lines, notes))]
-    record = {
-        line.key: {column.key: {"values": line.values(column), "reason": line.reason(column)}
-                   for column in COLUMNS} | {"norms": line.norms, "steps": line.steps}
-        for line in lines
-    }  # fmt: skip
+    record = {line.key: line.record() for line in lines}
     table = "\n".join(text) + "\n"
-    write_atomically(out / "table.md", table.encode())
-    write_atomically(out / "table.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(out / "table.md", table)
+    write_json(out / "table.json", record, indent=1)
     return table
 
 
 def write_samples(out: Path, root: Path, lines: list[Line]) -> list[Path]:
-    """Videos of a few test clips, real and every row's first seed side by side; and a picture.
+    """Write a picture, and videos of a few test clips: real and every row's first seed abreast.
 
     Returns the picture (OUT/samples/rows.jpg) and the videos.
     """
     device = torch.device("cpu")
     folder = out / "samples"
     folder.mkdir(exist_ok=True)
-    runs = [(line, line.runs[0]) for line in lines if line.key in METHODS]
+    runs = [(line, line.runs[0]) for line in lines if line.key in ROWS]
     models = [
         (line.title if line.title.isascii() else line.key, *load_run(run, device))
         for line, run in runs
     ]
-    data = test_clips(models[0][1], root, "test", SHOWN_CLIPS)
+    data = whole_clips(models[0][1], root, "test", SHOWN_CLIPS)
     pictures, videos = [], []
     for index in range(len(data)):
         item = data[index]
-        batch = to_device({k: v[None] for k, v in item.items() if k != "index"}, device)
+        batch = clip_to_device(item, device)
         made = [("still", item["frames"][:1].expand_as(item["frames"])), ("real", item["frames"])]
         made += [(title, animate(model, batch, index)) for title, _, model in models]
         length = min(len(frames) for _, frames in made)
@@ -215,10 +220,7 @@ def write_samples(out: Path, root: Path, lines: list[Line]) -> list[Path]:
         strips = [np.concatenate(list(panel[times]), axis=1) for panel in panels[1:]]
         pictures.append(np.concatenate(strips, axis=0))
     picture = folder / "rows.jpg"
-    image = np.concatenate(pictures[:2], axis=1)
-    cv2.imwrite(
-        str(picture), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
-    )
+    write_picture(picture, np.concatenate(pictures[:2], axis=1))
     return [picture, *videos]
 
 
@@ -229,8 +231,8 @@ def label(frames: Tensor, title: str) -> np.ndarray:
         large = cv2.resize(frame, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         panel = np.pad(large, ((LABEL, 0), (0, 2), (0, 0)), constant_values=255)
         panel = np.ascontiguousarray(panel)
-        cv2.putText(panel, title, (2, LABEL - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.32, (0, 0, 0), 1,
-                    cv2.LINE_AA)  # fmt: skip
+        font, black = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0)
+        cv2.putText(panel, title, (2, LABEL - 4), font, 0.32, black, 1, cv2.LINE_AA)
         panels.append(panel)
     return np.stack(panels)
 
@@ -239,7 +241,7 @@ def curves(out: Path, lines: list[Line]) -> bytes:
     """PNG: validation PSNR over the steps, one line per row, seeds averaged."""
     figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for line in lines:
-        if line.key not in METHODS:
+        if line.key not in ROWS:
             continue
         by_step: dict[int, list[float]] = {}
         for run in sorted(out.glob(f"{line.key}-[0-9]*")):
@@ -275,15 +277,15 @@ def write_report(out: Path, root: Path) -> Path:
     body += ["</table></div>"]
     body += [f"<p>{html.escape(text)}</p>" for text in remarks(out, lines, notes)]
     body += ["<h2>Validation</h2>", f'<img src="{embed(curves(out, lines), "image/png")}">']
-    if any(line.key in METHODS for line in lines):
+    if any(line.key in ROWS for line in lines):
         picture, *videos = write_samples(out, root, lines)
         body += ["<h2>Unseen speakers</h2>"]
-        body += [f'<video controls loop src="{embed(v.read_bytes(), "video/mp4")}"></video>'
-                 for v in videos]  # fmt: skip
+        sources = [embed(video.read_bytes(), "video/mp4") for video in videos]
+        body += [f'<video controls loop src="{source}"></video>' for source in sources]
         body += [f'<img src="{embed(picture.read_bytes(), "image/jpeg")}">']
     path = out / "report.html"
     page = f"<!doctype html><meta charset=utf-8><title>Table 1</title><style>{STYLE}</style>"
-    write_atomically(path, (page + "\n".join(body) + "\n").encode())
+    write_atomically(path, page + "\n".join(body) + "\n")
     return path
 
 

@@ -10,10 +10,11 @@ from train.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row: its title and how its configuration differs; ``loss`` and ``model`` hold their own.
+class TableRow:
+    """A row of the table: its title, and how its configuration differs from the others'.
 
-    ``pretrained`` says that it starts from the frozen encoders of the pretraining run.
+    ``loss`` and ``model`` hold the differences of these parts of the configuration. ``pretrained``
+    says that the row starts from the frozen encoders of the pretraining run.
     """
 
     title: str
@@ -34,34 +35,40 @@ class Method:
 
 #: The paper's rows, in its order.
 PAPER_ROWS = {
-    "tucker": Method("PF-Tucker", {"fusion": "tucker"}),
-    "cp": Method("PF-CP", {"fusion": "cp"}),
-    "cmf": Method("PF-CMF", {"fusion": "cmf"}),
-    "cmf-sr": Method("PF-CMF-SR", {"fusion": "cmf-sr"}),
-    "concat": Method("concat [2]", {"fusion": "concat"}),
-    "speech2vid": Method("Speech2Vid", {"system": "speech2vid", "patience": 0}, pretrained=False),
+    "tucker": TableRow("PF-Tucker", {"fusion": "tucker"}),
+    "cp": TableRow("PF-CP", {"fusion": "cp"}),
+    "cmf": TableRow("PF-CMF", {"fusion": "cmf"}),
+    "cmf-sr": TableRow("PF-CMF-SR", {"fusion": "cmf-sr"}),
+    "concat": TableRow("concat [2]", {"fusion": "concat"}),
+    "speech2vid": TableRow("Speech2Vid", {"system": "speech2vid", "patience": 0}, pretrained=False),
 }
 #: Studies of ours: the forms and the weight of Ω, and the options beyond the paper.
 OTHER_ROWS = {
-    "cp-norm": Method("PF-CP, Ω norm, λ₂ 100", {"fusion": "cp"},
-                      {"penalty": "norm", "omega": 100.0}),
-    "cp-sumsq": Method("PF-CP, Ω sum of squares, λ₂ 100", {"fusion": "cp"},
-                       {"penalty": "sumsq", "omega": 100.0}),
-    "cp-none": Method("PF-CP, no Ω", {"fusion": "cp"}, {"penalty": "none"}),
-    "dense": Method("unfactored (1)", {"fusion": "dense"}),
-    "cp-noise-view": Method("PF-CP, noise as a third view", {"fusion": "cp"},
-                            model={"fuse_noise": True}),
-    "cp-within-view": Method("PF-CP, within-view degree 2", {"fusion": "cp"},
-                             model={"within_view_degree": 2}),
-    "cp-patch": Method("PF-CP, 3-D PatchGAN", {"fusion": "cp"}, model={"sequence_disc": "patch"}),
-}  # fmt: skip
-METHODS = PAPER_ROWS | OTHER_ROWS
+    "cp-norm": TableRow("PF-CP, Ω norm, λ₂ 100", loss={"penalty": "norm", "omega": 100.0}),
+    "cp-sumsq": TableRow(
+        "PF-CP, Ω sum of squares, λ₂ 100", loss={"penalty": "sumsq", "omega": 100.0}
+    ),
+    "cp-none": TableRow("PF-CP, no Ω", loss={"penalty": "none"}),
+    "dense": TableRow("unfactored (1)", {"fusion": "dense"}),
+    "cp-noise-view": TableRow("PF-CP, noise as a third view", model={"fuse_noise": True}),
+    "cp-within-view": TableRow("PF-CP, within-view degree 2", model={"within_view_degree": 2}),
+    "cp-patch": TableRow("PF-CP, 3-D PatchGAN", model={"sequence_disc": "patch"}),
+}
+ROWS = PAPER_ROWS | OTHER_ROWS
 
-_KEYS = ("psnr", "ssim", "cpbd", "acd", "av_offset", "av_confidence", "blinks_per_s",
-         "blink_duration")  # fmt: skip
+_COLUMNS = (
+    "psnr",
+    "ssim",
+    "cpbd",
+    "acd",
+    "av_offset",
+    "av_confidence",
+    "blinks_per_s",
+    "blink_duration",
+)
 #: Table 1 of the paper, GRID; its ACD is in an embedder and a normalisation of its own.
 PAPER_GRID = {
-    name: dict(zip(_KEYS, values, strict=True))
+    name: dict(zip(_COLUMNS, values, strict=True))
     for name, values in {
         "tucker": (27.360, 0.831, 0.260, 1.11e-4, 1, 7.1, 0.37, 0.38),
         "cp": (27.619, 0.863, 0.259, 1.18e-4, 1, 7.3, 0.32, 0.36),

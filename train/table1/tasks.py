@@ -1,27 +1,30 @@
-"""Runs pieces of work as processes, some at a time, each with a log of its own."""
+"""The work behind a table: what there is to do, and doing it in child processes."""
 
 from __future__ import annotations
 
-import multiprocessing
+import dataclasses
 import os
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-POLL = 0.5  # seconds
+from train.config import TrainConfig
+from train.embedder import EmbedderConfig, train_embedder
+from train.evaluate import EVALUATION_FILE, EvaluateConfig, evaluate
+from train.jobs import Children, Job, JobFailed
+from train.run.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from train.run.directory import read_metrics, stalled
+from train.syncnet import SyncNetConfig, train_syncnet
+from train.table1.config import Table1Config
+from train.table1.report import PRETRAIN, TRUTH
+from train.table1.rows import ROWS
 
-
-class TaskFailed(RuntimeError):
-    """Work that others wait for failed; the message is one line for the user."""
+SYNCNET, EMBEDDER = "syncnet.safetensors", "embedder.safetensors"
+POLL = 0.5  # seconds between two looks at the progress
 
 
 def _zero() -> int:
@@ -33,19 +36,108 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class Task:
-    """``call(*arguments)`` in a process of its own, once the tasks it ``needs`` are done.
+class Task(Job):
+    """A job of the table, begun once the tasks it ``needs`` are done.
 
     ``steps`` and ``at()`` measure its progress; it is left out where ``done()`` already.
     """
 
-    name: str
-    call: Callable[..., Any]
-    arguments: tuple[Any, ...]
     needs: tuple[str, ...] = ()
     steps: int = 0
     at: Callable[[], int] = _zero
     done: Callable[[], bool] = _never
+
+
+def plan(config: Table1Config, root: Path) -> list[Task]:
+    """List every piece of work in the order in which it is begun, whether done already or not."""
+    out = config.out
+    base = dataclasses.replace(config.base(), data=str(root))
+    measuring = EvaluateConfig(
+        out,
+        data=str(root),
+        clips=config.clips,
+        syncnet=out / SYNCNET,
+        embedder=out / EMBEDDER,
+        kernels=config.kernels,
+        device=config.device,
+    )
+
+    def fill(name: str, training: TrainConfig, *needs: str) -> Task:
+        run = out / name
+        training = dataclasses.replace(training, out=run)
+        return Task(
+            name,
+            fill_row,
+            (training, dataclasses.replace(measuring, target=run)),
+            needs,
+            training.steps,
+            at=lambda: progress(run),
+            done=lambda: (run / EVALUATION_FILE).exists(),
+        )
+
+    pretraining = config.scheduled(
+        dataclasses.replace(base, fusion="concat"), config.pretrain_steps
+    )
+    truth = dataclasses.replace(
+        measuring, target=out / PRETRAIN, ground_truth=True, out=out / f"{TRUTH}.json"
+    )
+    tasks = [
+        fill(PRETRAIN, pretraining, "networks"),
+        Task(
+            "networks",
+            train_networks,
+            (out, str(root), config.device),
+            done=lambda: (out / SYNCNET).exists() and (out / EMBEDDER).exists(),
+        ),
+        Task(
+            TRUTH,
+            evaluate,
+            (truth,),
+            ("networks", PRETRAIN),
+            done=lambda: (out / f"{TRUTH}.json").exists(),
+        ),
+    ]
+    for seed in range(config.seeds):
+        for key in config.rows:
+            row = ROWS[key]
+            training = dataclasses.replace(
+                row.configure(config.scheduled(base, config.steps)),
+                seed=seed,
+                encoders=str(out / PRETRAIN) if row.pretrained else "joint",
+            )
+            needs = ("networks", PRETRAIN) if row.pretrained else ("networks",)
+            tasks.append(fill(f"{key}-{seed}", training, *needs))
+    return tasks
+
+
+def fill_row(training: TrainConfig, measuring: EvaluateConfig) -> None:
+    """Train a run, or go on with it, then test it."""
+    from train.loop import train  # in the row's own process: the table itself needs no loop
+
+    run = measuring.target
+    if (run / CHECKPOINT_FILE).exists():
+        step = read_checkpoint(run)[1]["step"]
+        if step < training.steps and not stalled(run, training.patience, step):
+            train(dataclasses.replace(training, resume=run))
+    else:
+        if run.exists():
+            shutil.rmtree(run)  # killed before its first checkpoint
+        train(training)
+    evaluate(measuring)
+
+
+def train_networks(out: Path, root: str, device: str) -> None:
+    """Train the two networks that measure; one that is there already is kept."""
+    if not (out / EMBEDDER).exists():
+        train_embedder(EmbedderConfig(out / EMBEDDER, data=root, device=device))
+    if not (out / SYNCNET).exists():
+        train_syncnet(SyncNetConfig(out / SYNCNET, data=root, device=device))
+
+
+def progress(run: Path) -> int:
+    """The last step that a run has logged."""
+    lines = read_metrics(run)
+    return lines[-1]["step"] if lines else 0
 
 
 def run_tasks(
@@ -54,80 +146,45 @@ def run_tasks(
     """Run ``tasks`` in order, ``at_once`` at a time, with logs OUT/<name>.log and a progress bar.
 
     A failure does not stop the others, but for those that need it; their names are returned.
-    :class:`TaskFailed` if the failed one was needed.
+    Raises :class:`JobFailed` if the failed one was needed.
     """
     waiting = [task for task in tasks if not task.done()]
     finished = {task.name for task in tasks if task not in waiting}
-    failed: list[str] = []
-    running: dict[SpawnProcess, Task] = {}
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks
+    failed: dict[str, str] = {}  # and why
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    total = sum(task.steps for task in tasks)
-    before = sum(task.steps for task in tasks if task.name in finished)
-    before += sum(min(task.at(), task.steps) for task in waiting)
-    bar = tqdm(total=total, initial=before, unit="step", dynamic_ncols=True, smoothing=0.02)
-    try:
+
+    def steps_done(under_way: Iterable[Task]) -> int:
+        done = sum(task.steps for task in tasks if task.name in finished)
+        return done + sum(min(task.at(), task.steps) for task in under_way)
+
+    with (
+        Children(threads=threads, keep=False, patient=False) as children,
+        tqdm(
+            total=sum(task.steps for task in tasks),
+            initial=steps_done(waiting),
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.02,
+        ) as bar,
+    ):
+        running = children.busy
         while waiting or running:
-            for task in [j for j in waiting if finished.issuperset(j.needs)]:
+            for task in [task for task in waiting if finished.issuperset(task.needs)]:
                 if len(running) >= at_once:
                     break
                 waiting.remove(task)
-                log = out / f"{task.name}.log"
-                process = context.Process(
-                    target=_work, args=(task.call, task.arguments, str(log), threads)
-                )
-                process.start()
-                running[process] = task
+                children.start(task, out / f"{task.name}.log")
             if not running:
                 lost = [name for name in failed if any(name in task.needs for task in waiting)]
-                raise TaskFailed(f"{', '.join(lost)} failed: {_last_line(out / f'{lost[0]}.log')}")
-            time.sleep(POLL)
-            for process in [p for p in running if not p.is_alive()]:
-                process.join()
-                task = running.pop(process)
-                if process.exitcode == 0:
+                raise JobFailed(f"{', '.join(lost)} failed: {failed[lost[0]]}")
+            for task, _, problem, _ in children.finished(POLL):
+                if problem:
+                    failed[task.name] = f"{problem} (see {out / f'{task.name}.log'})"
+                    bar.write(f"failed  {task.name}: {failed[task.name]}")
+                else:
                     finished.add(task.name)
                     bar.write(f"done    {task.name}")
                     on_done(task)
-                else:
-                    failed.append(task.name)
-                    bar.write(f"failed  {task.name}: {_last_line(out / f'{task.name}.log')}")
-            done = sum(task.steps for task in tasks if task.name in finished)
-            done += sum(min(task.at(), task.steps) for task in running.values())
             bar.set_postfix_str(" ".join(sorted(task.name for task in running.values())))
-            bar.update(max(0, done - bar.n))
-    finally:
-        bar.close()
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
-    return failed
-
-
-def _work(call: Callable[..., Any], arguments: tuple[Any, ...], log: str, threads: int) -> None:
-    """In the task's process: its output goes to the log, and it ends with its parent."""
-    with open(log, "a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    torch.set_num_threads(threads)
-    try:
-        call(*arguments)
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """A killed parent must not leave a run that goes on writing."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    lines = [line.removeprefix("error: ") for line in lines if line.strip()]
-    return f"{lines[-1]} (see {log})" if lines else f"see {log}"
+            bar.update(max(0, steps_done(running.values()) - bar.n))  # type: ignore[arg-type]
+    return list(failed)

@@ -1,15 +1,17 @@
-"""The model and the update rule that a configuration names."""
+"""Trainers: a model, its optimisers and the rule that updates them."""
 
 import torch
 
-from train import gan, speech2vid
-from train.base import BaseTrainer, build_model
 from train.config import TrainConfig
+from train.trainer import gan, speech2vid
+from train.trainer.base import BaseTrainer
 
-__all__ = ["build_model", "make_trainer"]
+TRAINERS: dict[str, type[BaseTrainer]] = {
+    "polyfusion": gan.Trainer,
+    "speech2vid": speech2vid.Trainer,
+}
 
 
 def make_trainer(config: TrainConfig, device: torch.device) -> BaseTrainer:
-    """The trainer of a run, its model on ``device``; make its optimisers before a step."""
-    kind = speech2vid.Trainer if config.system == "speech2vid" else gan.Trainer
-    return kind(config, device)
+    """Make a run's trainer, its model on ``device``; make its optimisers before a step."""
+    return TRAINERS[config.system](config, device)

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +10,13 @@ from torch import Tensor, nn
 
 from model import Speech2Vid, TalkingFace
 from train.config import TrainConfig
-
-
-@dataclass
-class Batch:
-    """What a step sees. frames (B, T, 3, H, W) in [−1, 1]; audio (B, T·s) in [−1, 1]."""
-
-    frames: Tensor
-    audio: Tensor
-
-    @property
-    def still(self) -> Tensor:
-        """The identity image: the clip's first frame (B, 3, H, W)."""
-        return self.frames[:, 0]
+from train.device import Batch
 
 
 def build_model(config: TrainConfig) -> nn.Module:
-    """The model that a configuration names, untrained and on the CPU.
+    """Build the model that a configuration names, untrained and on the CPU.
 
-    Called as ``model(still (B, 3, H, W), audio (B, N), generator)`` → frames (B, T, 3, H, W).
+    It is called as ``model(still (B, 3, H, W), audio (B, N), rng)`` → frames (B, T, 3, H, W).
     """
     if config.system == "speech2vid":
         return Speech2Vid(config.model, config.kernels)
@@ -39,7 +26,7 @@ def build_model(config: TrainConfig) -> nn.Module:
 class BaseTrainer:
     """A model with its optimisers; a subclass adds the update rule."""
 
-    #: ``section(name)`` is entered around every part of a step; :mod:`train.profile` sets it.
+    #: ``section(name)`` is entered around every part of a step; :mod:`train.run.profile` sets it.
     section: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __init__(self, config: TrainConfig, device: torch.device):
@@ -82,6 +69,6 @@ class BaseTrainer:
                 group.setdefault("initial_lr", group["lr"])
                 group["lr"] = group["initial_lr"] * factor
 
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Update the parameters once; return every loss term, "loss/…" (0-d tensors)."""
         raise NotImplementedError

@@ -6,10 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
-from polyfusion.ops._dispatch import interpreted
-from train.base import BaseTrainer, Batch
 from train.config import LossConfig, TrainConfig
-from train.losses import bottom_half, fake_loss, generator_loss, l1_loss, real_loss, top_half
+from train.device import Batch, in_interpreter
+from train.trainer.base import BaseTrainer
+from train.trainer.losses import (
+    bottom_half,
+    fake_loss,
+    generator_loss,
+    l1_loss,
+    real_loss,
+    top_half,
+)
 
 
 @dataclass
@@ -21,20 +28,20 @@ class Choice:
     shifted: Tensor
 
 
-def choose(batch: int, frames: int, snippet: int, generator: torch.Generator) -> Choice:
+def choose(batch: int, frames: int, snippet: int, rng: torch.Generator) -> Choice:
     """Draw a frame, a snippet start and an out-of-sync audio start for every clip.
 
     The out-of-sync audio is at least a snippet away, unless the clip is too short for that: then
     it is as far away as the clip allows.
     """
     starts = frames - snippet + 1
-    frame = torch.randint(frames, (batch,), generator=generator)
-    start = torch.randint(starts, (batch,), generator=generator)
+    frame = torch.randint(frames, (batch,), generator=rng)
+    start = torch.randint(starts, (batch,), generator=rng)
     shifted = torch.empty_like(start)
     for i, s in enumerate(start.tolist()):
         distance = (torch.arange(starts) - s).abs()
         far = (distance >= min(snippet, int(distance.max()))).nonzero().squeeze(1)
-        shifted[i] = far[torch.randint(len(far), (1,), generator=generator)]
+        shifted[i] = far[torch.randint(len(far), (1,), generator=rng)]
     return Choice(frame, start, shifted)
 
 
@@ -50,13 +57,9 @@ def take_audio(audio: Tensor, start: Tensor, stride: int, samples: int) -> Tenso
     return audio.gather(1, index.clamp_max(audio.shape[1] - 1))
 
 
-#: The discriminators in the order of their updates, and the names of their terms.
-JUDGES = ("frame", "sequence", "sync")
-D_TERMS = {"frame": "d_frame", "sequence": "d_seq", "sync": "d_sync"}
-G_TERMS = {"frame": "g_frame", "sequence": "g_seq", "sync": "g_sync"}
-#: The weight in LossConfig of every term of the generator.
-WEIGHTS = {"g_frame": "frame", "g_seq": "seq", "g_sync": "sync", "l1": "l1", "l1_top": "l1_top",
-           "omega": "omega"}  # fmt: skip
+#: The discriminators in the order of their updates. Their weights in LossConfig have these names,
+#: their terms have them behind "d_" (what they minimise) and "g_" (what the generator does).
+DISCRIMINATORS = ("frame", "sequence", "sync")
 
 
 class Trainer(BaseTrainer):
@@ -71,8 +74,8 @@ class Trainer(BaseTrainer):
     def __init__(self, config: TrainConfig, device: torch.device):
         super().__init__(config, device)
         # The interpreter shows that the kernels are right, at seconds a step: once is enough.
-        judges = "eager" if config.kernels == "triton" and interpreted() else config.kernels
-        self.discriminators = Discriminators(config.model, judges).to(device)
+        kernels = "eager" if in_interpreter(config.kernels, device) else config.kernels
+        self.discriminators = Discriminators(config.model, kernels).to(device)
         self.modules["discriminators"] = self.discriminators
 
     def rates(self) -> dict[str, tuple[nn.Module, float]]:
@@ -80,54 +83,56 @@ class Trainer(BaseTrainer):
         return {
             "generator": (self.model, c.lr_generator),
             "frame": (d.frame, c.lr_frame),
-            "sequence": (d.sequence, c.lr_seq),
+            "sequence": (d.sequence, c.lr_sequence),
             "sync": (d.sync, c.lr_sync),
         }
 
     def code_parameters(self) -> list[nn.Parameter]:
         return list(self.model.identity.head.parameters())
 
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Update the discriminators, then the generator; return every loss term (0-d tensors)."""
-        size = self.config.model
-        choice = choose(len(batch.frames), batch.frames.shape[1], size.snippet_frames, generator)
+        size, weights = self.config.model, self.config.loss
+        choice = choose(len(batch.frames), batch.frames.shape[1], size.snippet_frames, rng)
         with self.section("generator forward"), self.autocast:
-            fake = self.model(batch.still, batch.audio, generator)  # (B, T, 3, H, W)
+            fake = self.model(batch.still, batch.audio, rng)  # (B, T, 3, H, W)
         terms = {}
-        for name in JUDGES:
+        for name in DISCRIMINATORS:
             with self.section(f"{name} discriminator"):
                 term = self._discriminator_term(name, batch, choice, fake.detach())
                 self.optimizers[name].zero_grad(set_to_none=True)
                 term.backward()
             with self.section("optimiser"):
                 self.optimizers[name].step()
-            terms[D_TERMS[name]] = term
+            terms[f"d_{name}"] = term.detach()
 
         self.discriminators.requires_grad_(False)
         video = fake.detach().requires_grad_()  # every term leaves its gradient here, in turn
-        for name in JUDGES:
+        total = torch.zeros((), device=self.device)
+        for name in DISCRIMINATORS:
             with self.section(f"{name} discriminator"):
                 term = self._generator_term(name, batch, choice, video)
-                weigh({G_TERMS[name]: term}, self.config.loss).backward()
-            terms[G_TERMS[name]] = term
+                weighted = getattr(weights, name) * term
+                weighted.backward()
+            terms[f"g_{name}"] = term.detach()
+            total += weighted.detach()
         self.discriminators.requires_grad_(True)
         self.optimizers["generator"].zero_grad(set_to_none=True)
         with self.section("other losses"):
-            direct = {
-                "l1": l1_loss(bottom_half(video.float()), bottom_half(batch.frames)),
-                "l1_top": l1_loss(top_half(video.float()), top_half(batch.frames)),
-                "omega": self._omega(),
-            }
-            weigh(direct, self.config.loss).backward()
+            l1 = l1_loss(bottom_half(video.float()), bottom_half(batch.frames))
+            l1_top = l1_loss(top_half(video.float()), top_half(batch.frames))
+            omega = self._omega()
+            weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
+            weighted.backward()
         with self.section("generator backward"):
             fake.backward(video.grad)
         with self.section("optimiser"):
             self.optimizers["generator"].step()
-        terms = {name: value.detach() for name, value in (terms | direct).items()}
-        total = weigh({k: v for k, v in terms.items() if k in WEIGHTS}, self.config.loss)
-        return {f"loss/{name}": value for name, value in {**terms, "generator": total}.items()}
+        terms |= {"l1": l1.detach(), "l1_top": l1_top.detach(), "omega": omega.detach()}
+        terms["generator"] = total + weighted.detach()
+        return {f"loss/{name}": value for name, value in terms.items()}
 
-    def _judge(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
+    def _logits(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
         """Logits (B,) of one discriminator on a video."""
         d = self.discriminators
         if name == "frame":
@@ -147,8 +152,8 @@ class Trainer(BaseTrainer):
         with self.autocast:
             if name == "sync":
                 return self._sync_term(batch, choice, fake)
-            on_fake = fake_loss(self._judge(name, batch, choice, fake).float())
-            return on_fake + real_loss(self._judge(name, batch, choice, batch.frames).float())
+            on_fake = fake_loss(self._logits(name, batch, choice, fake).float())
+            return on_fake + real_loss(self._logits(name, batch, choice, batch.frames).float())
 
     def _sync_term(self, batch: Batch, choice: Choice, fake: Tensor) -> Tensor:
         """D_sync's term: every snippet and every piece of audio is embedded once."""
@@ -166,7 +171,7 @@ class Trainer(BaseTrainer):
     def _generator_term(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
         """The generator's adversarial term of a discriminator, unweighted."""
         with self.autocast:
-            logits = self._judge(name, batch, choice, video).float()
+            logits = self._logits(name, batch, choice, video).float()
         return generator_term(name, logits, self.config.loss)
 
     def _omega(self) -> Tensor:
@@ -179,10 +184,3 @@ class Trainer(BaseTrainer):
 def generator_term(name: str, logits: Tensor, loss: LossConfig) -> Tensor:
     """The generator's adversarial term of a discriminator, unweighted; a snippet counts half."""
     return (0.5 if name == "sync" else 1.0) * generator_loss(logits, loss.saturating)
-
-
-def weigh(terms: dict[str, Tensor], loss: LossConfig) -> Tensor:
-    """The weighted sum of some of the generator's terms, eq (12)."""
-    return torch.stack(
-        [getattr(loss, WEIGHTS[name]) * value for name, value in terms.items()]
-    ).sum()

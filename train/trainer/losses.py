@@ -1,6 +1,5 @@
 """The objective, eqs (9)-(12) of the paper, on logits."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,9 +32,3 @@ def top_half(frames: Tensor) -> Tensor:
 def l1_loss(generated: Tensor, real: Tensor) -> Tensor:
     """Mean absolute error; eq (12) takes it over the bottom half of the frames."""
     return (generated - real).abs().mean()
-
-
-def psnr(generated: Tensor, real: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per video, dB, of frames (B, T, C, H, W) in [−1, 1]."""
-    error = ((generated - real) / 2).square().mean(dim=(1, 2, 3, 4))
-    return -10 * torch.log10(error.clamp_min(1e-10))

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from model import Speech2Vid
-from train.base import BaseTrainer, Batch
 from train.config import TrainConfig
-from train.losses import bottom_half, l1_loss, top_half
+from train.device import Batch
+from train.trainer.base import BaseTrainer
+from train.trainer.losses import bottom_half, l1_loss, top_half
 
 
 class Trainer(BaseTrainer):
@@ -34,7 +35,7 @@ class Trainer(BaseTrainer):
         length = start if self.stage == 1 else self.config.deblur_share
         super().anneal((progress - (0 if self.stage == 1 else start)) / length)
 
-    def step(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Update what the stage trains. Nothing here is random.
 
         ``loss/generator`` is the L1 that is minimised; ``loss/l1`` and ``loss/l1_top`` are its

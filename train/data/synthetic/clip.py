@@ -17,11 +17,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from train.data.prepared import Clip
-from train.data.synthetic_easel import CENTRE_X, DESIGN_HEIGHT, DESIGN_WIDTH
-from train.data.synthetic_face import paint_backdrop, paint_head
-from train.data.synthetic_identity import Identity, draw_identity
-from train.data.synthetic_moving import Mouth, draw_eyes, draw_mouth, lower_jaw
-from train.data.synthetic_speech import Utterance, speak
+from train.data.synthetic.easel import CENTRE_X, DESIGN_HEIGHT, DESIGN_WIDTH
+from train.data.synthetic.face import paint_backdrop, paint_head
+from train.data.synthetic.identity import Identity, draw_identity
+from train.data.synthetic.moving import Mouth, draw_eyes, draw_mouth, lower_jaw
+from train.data.synthetic.speech import Utterance, speak
 
 OPENING = 11.0  # design pixels, inner mouth height at a full jaw drive and a jaw gain of 1
 BLINK_RATE = 0.28  # per second

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from train.data.synthetic_easel import (
+from train.data.synthetic.easel import (
     CENTRE_X,
     CHIN_Y,
     DESIGN_HEIGHT,
@@ -18,8 +18,8 @@ from train.data.synthetic_easel import (
     mirrored,
     spline,
 )
-from train.data.synthetic_hair import COVERS_EARS, hair_masks, paint_back_hair, paint_hair
-from train.data.synthetic_identity import Identity
+from train.data.synthetic.hair import COVERS_EARS, hair_masks, paint_back_hair, paint_hair
+from train.data.synthetic.identity import Identity
 
 
 def _outline(who: Identity) -> np.ndarray:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from train.data.synthetic_easel import AXIS, CENTRE_X, Easel, mirrored, spline
-from train.data.synthetic_identity import Identity
+from train.data.synthetic.easel import AXIS, CENTRE_X, Easel, mirrored, spline
+from train.data.synthetic.identity import Identity
 
 COVERS_EARS = ("bob", "long", "bangs")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from train.data.synthetic_speech import Voice
+from train.data.synthetic.speech import Voice
 
 ARTICULATION = ("jaw", "spread", "round", "asymmetry", "upper_lip", "teeth", "tongue", "protrude")
 

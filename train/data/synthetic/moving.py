@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from train.data.synthetic_easel import CENTRE_X, MOUTH_Y
-from train.data.synthetic_face import eye_centres
-from train.data.synthetic_identity import Identity
+from train.data.synthetic.easel import CENTRE_X, MOUTH_Y
+from train.data.synthetic.face import eye_centres
+from train.data.synthetic.identity import Identity
 
 MOUTH_BOX = (24.0, 73.0, 74.0, 118.0)  # left, right, top, bottom in design pixels
 JAW_TOP = 76.0  # rows below follow the jaw
