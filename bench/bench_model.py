@@ -64,9 +64,16 @@ def generator_comparison(preset: str, dtype: str = "float32") -> Comparison:
     clips, frames = STEPS[preset]
     build = functools.partial(build_generator, preset, tuple(variants), dtype)
     return Comparison(
-        "generator", preset, tuple(variants), build, DEVICE, dtype, ("forward", "both"),
-        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
-    )  # fmt: skip
+        "generator",
+        preset,
+        tuple(variants),
+        build,
+        DEVICE,
+        dtype,
+        ("forward", "both"),
+        tolerance=1e-2 if dtype == "float32" else 0.3,
+        size={"clips": clips, "frames": frames},
+    )
 
 
 def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
@@ -117,9 +124,16 @@ def inference_comparison(preset: str, stream: bool, dtype: str = "float32") -> C
     name = f"{preset}, {'frame by frame' if stream else f'clip of {CLIP} frames'}"
     build = functools.partial(build_inference, preset, stream, variants, dtype)
     return Comparison(
-        "inference", name, variants, build, DEVICE, dtype, ("forward",),
-        tolerance=1e-3 if dtype == "float32" else 0.1, size={"clips": 1, "frames": frames},
-    )  # fmt: skip
+        "inference",
+        name,
+        variants,
+        build,
+        DEVICE,
+        dtype,
+        ("forward",),
+        tolerance=1e-3 if dtype == "float32" else 0.1,
+        size={"clips": 1, "frames": frames},
+    )
 
 
 def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype: str) -> Workload:
@@ -187,9 +201,16 @@ def step_comparison(preset: str, dtype: str = "float32") -> Comparison:
     clips, frames = STEPS[preset]
     build = functools.partial(build_step, preset, variants, dtype)
     return Comparison(
-        "training step", preset, variants, build, DEVICE, dtype, ("step",),
-        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
-    )  # fmt: skip
+        "training step",
+        preset,
+        variants,
+        build,
+        DEVICE,
+        dtype,
+        ("step",),
+        tolerance=1e-2 if dtype == "float32" else 0.3,
+        size={"clips": clips, "frames": frames},
+    )
 
 
 def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:

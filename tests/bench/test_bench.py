@@ -225,8 +225,15 @@ def test_a_users_mistakes_end_with_one_line(tmp_path, capsys):
 
 
 def row(speedup: float | None, variant: str = REWRITTEN) -> dict:
-    return {"group": "g", "case": "c", "dtype": "float32", "run": "both", "variant": variant,
-            "speedup": speedup, "failure": None if speedup else "error 1"}  # fmt: skip
+    return {
+        "group": "g",
+        "case": "c",
+        "dtype": "float32",
+        "run": "both",
+        "variant": variant,
+        "speedup": speedup,
+        "failure": None if speedup else "error 1",
+    }
 
 
 def test_fallen_speed_ups_are_found():
@@ -294,8 +301,18 @@ def test_cheap_ratios_have_not_fallen():
 @pytest.mark.slow
 def test_pytest_benchmark_entries_carry_everything(tmp_path):
     out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "pytest", "bench", "-k", "concat or demo-float32-step",
-               "--benchmark-only", f"--benchmark-json={out}", "-p", "no:cacheprovider"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "-k",
+        "concat or demo-float32-step",
+        "--benchmark-only",
+        f"--benchmark-json={out}",
+        "-p",
+        "no:cacheprovider",
+    ]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # not xdist's
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout

@@ -28,7 +28,9 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
 
 def test_a_mistake_is_one_line_whoever_made_it(capsys):
     def worker() -> None:
-        raise DataError("Traceback (most recent call last):\n  …\ntrain.data.prepared.DataError: no")
+        raise DataError(
+            "Traceback (most recent call last):\n  …\ntrain.data.prepared.DataError: no"
+        )
 
     assert run(worker) == 2
     assert capsys.readouterr().err == "error: no\n"

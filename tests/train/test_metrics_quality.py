@@ -49,12 +49,16 @@ def test_ssim_agrees_with_scikit_image(videos, colour, window):
     expected = np.mean(
         [
             metrics.structural_similarity(
-                m, r, data_range=255, use_sample_covariance=False,
-                channel_axis=2 if colour else None, **shape,
+                m,
+                r,
+                data_range=255,
+                use_sample_covariance=False,
+                channel_axis=2 if colour else None,
+                **shape,
             )
             for m, r in zip(made, real, strict=True)
         ]
-    )  # fmt: skip
+    )
     value = ssim(*videos, colour=colour, window=window)
     assert value.item() == pytest.approx(expected, abs=1e-4)
 

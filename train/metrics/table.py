@@ -144,9 +144,13 @@ def _measure_clip(pair: Pair, meters: Meters) -> Row:
         scores |= identity_scores(meters.embedder, pair.real[0], pair.made)
     if meters.syncnet is not None:
         scores |= sync_scores(
-            meters.syncnet, pair.made, pair.audio, fps=pair.fps, sample_rate=pair.sample_rate,
+            meters.syncnet,
+            pair.made,
+            pair.audio,
+            fps=pair.fps,
+            sample_rate=pair.sample_rate,
             masked=meters.masked,
-        )  # fmt: skip
+        )
     return scores
 
 

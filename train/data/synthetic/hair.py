@@ -136,9 +136,16 @@ def _curls(head: _Head):
 
 
 _CUTS = {
-    "bald": _bald, "crop": _crop, "quiff": _quiff, "side": _side, "bob": _bob,
-    "long": _long, "bangs": _bangs, "tails": _tails, "curls": _curls,
-}  # fmt: skip
+    "bald": _bald,
+    "crop": _crop,
+    "quiff": _quiff,
+    "side": _side,
+    "bob": _bob,
+    "long": _long,
+    "bangs": _bangs,
+    "tails": _tails,
+    "curls": _curls,
+}
 
 
 def hair_masks(who: Identity, easel: Easel) -> tuple[np.ndarray, np.ndarray]:

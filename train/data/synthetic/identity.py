@@ -50,7 +50,7 @@ STYLES = {
     "man": ("bald", "crop", "side", "quiff", "curls"),
     "woman": ("bob", "long", "bangs", "tails", "curls"),
     "child": ("crop", "side", "bob", "bangs", "curls", "tails"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -110,26 +110,41 @@ class Identity:
         | tongue    | 0.00..1.00 | width of the nose                        | visible tongue      |
         | protrude  | 0.00..1.00 | resting mouth corners, 1 at lowest       | rounded thickening  |
         """
-        drive = np.array([
-            0.35 + 1.25 * (0.7 * self.lip_fullness + 0.3 * self.lip_redness),
-            0.30 + 1.20 * self.lip_width,
-            1.0 - self.jaw,
-            2.0 * self.corner_tilt - 1.0,
-            0.05 + 0.50 * (1.0 - self.nose_length),
-            1.0 - self.lip_balance,
-            self.nose_width,
-            1.0 - self.corner_lift,
-        ])  # fmt: skip
+        drive = np.array(
+            [
+                0.35 + 1.25 * (0.7 * self.lip_fullness + 0.3 * self.lip_redness),
+                0.30 + 1.20 * self.lip_width,
+                1.0 - self.jaw,
+                2.0 * self.corner_tilt - 1.0,
+                0.05 + 0.50 * (1.0 - self.nose_length),
+                1.0 - self.lip_balance,
+                self.nose_width,
+                1.0 - self.corner_lift,
+            ]
+        )
         low = np.array([0.35, 0.30, 0.0, -1.0, 0.05, 0.0, 0.0, 0.0])
         high = np.array([1.60, 1.50, 1.0, 1.0, 0.55, 1.0, 1.0, 1.0])
         return np.clip(drive + self.quirk, low, high).astype(np.float32)
 
 
 _UNIFORM = (
-    "face_width", "jaw", "nose_width", "nose_length", "eye_size", "eye_spacing", "brow_weight",
-    "brow_angle", "lip_width", "lip_fullness", "lip_redness", "lip_balance", "corner_lift",
-    "corner_tilt", "cheeks", "hairline",
-)  # fmt: skip
+    "face_width",
+    "jaw",
+    "nose_width",
+    "nose_length",
+    "eye_size",
+    "eye_spacing",
+    "brow_weight",
+    "brow_angle",
+    "lip_width",
+    "lip_fullness",
+    "lip_redness",
+    "lip_balance",
+    "corner_lift",
+    "corner_tilt",
+    "cheeks",
+    "hairline",
+)
 
 
 def _mix(a, b, t: float) -> np.ndarray:
