@@ -16,6 +16,8 @@ import cv2
 import cv2.data
 import numpy as np
 
+from train.errors import UserError
+
 EYES = np.array([[31.4, 44.2], [65.9, 43.1]])  # (x, y) of both eye centres in a 96 x 128 frame
 FRAME = (128, 96)  # (H, W) that EYES refers to
 SAMPLE_EVERY = 5  # frames between two detections
@@ -25,7 +27,7 @@ DETECTION_SIDE = 640  # pixels; larger pictures are reduced before detection
 _EYES_IN_FACE = np.array([[0.312, 0.382], [0.649, 0.382]])
 
 
-class NoFace(ValueError):
+class NoFace(UserError):
     """No face was found where one is needed."""
 
 
