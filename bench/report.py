@@ -1,6 +1,6 @@
 """Reports of results: Markdown and one HTML file per run, the tables of README and docs.
 
-python -m bench.report        regenerate README and docs/performance.md from bench/results/
+python -m bench.report        write them all from bench/results/; README and docs/performance.md too
 """
 
 import html
@@ -274,11 +274,12 @@ def generated(folder: Path) -> tuple[str, str]:
 
 
 def write_docs(folder: Path, root: Path = ROOT) -> None:
-    """Write README's and docs/performance.md's sections, and the figures of the latter."""
+    """Write the report of every run in ``folder``, and what README and docs/ say of it."""
     readme, performance = generated(folder)
     for path, text in ((root / "README.md", readme), (root / "docs/performance.md", performance)):
         path.write_text(replace_between(path.read_text(), text, path))
     for path in sorted(folder.glob("*/results.jsonl")):
+        write_report(path.parent)
         results = read_results(path.parent)
         kind = results.head["machine"]["kind"]
         for name, figure in (("growth", growth(results)), ("speedup", speedups(results))):

@@ -251,7 +251,9 @@ def test_docs_are_written_between_their_markers(results, tmp_path, monkeypatch):
     template = "before\n<!-- bench:start -->\nold\n<!-- bench:end -->\nafter\n"
     for name in ("README.md", "docs/performance.md"):
         (root / name).write_text(template)
+    (results / "report.html").unlink()
     write_docs(results.parent, root)
+    assert (results / "report.html").exists()
     text = (root / "README.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")

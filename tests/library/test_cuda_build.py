@@ -229,6 +229,7 @@ def test_installed_library_comes_first_unless_outdated(cache, monkeypatch):
     installed = cache / "_cuda.so"
     installed.write_text("library")
     monkeypatch.setattr(build, "installed_path", lambda: installed)
+    monkeypatch.setattr(build, "SOURCES", cache)
     assert build.find_library() == installed
     newer = cache / "norm.cu"
     newer.write_text("changed later")
@@ -236,6 +237,8 @@ def test_installed_library_comes_first_unless_outdated(cache, monkeypatch):
     os.utime(newer, (future, future))
     monkeypatch.setattr(build, "source_files", lambda: [newer])
     assert build.find_library() is None
+    monkeypatch.setattr(build, "SHIPPED", cache)  # from one wheel, in whatever order installed
+    assert build.find_library() == installed
 
 
 def test_nothing_is_compiled_at_import():
