@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.figures import all_figures, growth, last_runs, save, speedups, to_svg
 from bench.results import Results, ResultsError, read_results
+from polyfusion.nn.fusion import FUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -18,7 +19,7 @@ OURS = ("rewritten", "compile of rewritten", "folded", "triton", "cuda")
 PEERS = ("published", "compile of published", "tensorly")
 #: The README's rows: group, beginning of the case, dtype.
 SHORT = (
-    *(("fusion", f"{form}, paper", "float32") for form in ("cp", "tucker", "cmf", "cmf-sr")),
+    *(("fusion", f"{form}, paper", "float32") for form in FUSED),
     ("fusion", "cp, stream", "float32"),
     ("block", "skip conv 1024", "float32"),
     ("block", "final", "float32"),

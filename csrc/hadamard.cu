@@ -117,7 +117,8 @@ __host__ __device__ constexpr size_t shared_bytes() {
 }
 
 template <class Math>
-__global__ void __launch_bounds__(threads, 2) hadamard_forward_kernel(const __grid_constant__ Forward f) {
+__global__ void __launch_bounds__(threads, 2)
+    hadamard_forward_kernel(const __grid_constant__ Forward f) {
   using T = typename Math::Element;
   DYNAMIC_SHARED(shared);
   const Hadamard& g = f.g;
@@ -334,8 +335,8 @@ size_t hadamard_backward_bytes(const Hadamard& g) {
   return counter.used();
 }
 
-Error hadamard_backward(const Hadamard& g, const void* dy, const HadamardGradients& d, void* workspace,
-                     Stream stream) {
+Error hadamard_backward(const Hadamard& g, const void* dy, const HadamardGradients& d,
+                        void* workspace, Stream stream) {
   Workspace parts(workspace);
   return backward(g, dy, d, parts, stream);
 }

@@ -53,8 +53,8 @@ struct HadamardGradients {
   void* bias;
 };
 size_t hadamard_backward_bytes(const Hadamard& g);
-Error hadamard_backward(const Hadamard& g, const void* dy, const HadamardGradients& d, void* workspace,
-                     Stream stream);
+Error hadamard_backward(const Hadamard& g, const void* dy, const HadamardGradients& d,
+                        void* workspace, Stream stream);
 
 // Tucker: y = out (core x2 p x3 q), with view 0 (B, T, d_0), p (B, T, k_2), view 1 (B, d_1), q (B, k_3).
 struct Tucker {

@@ -10,7 +10,9 @@ from polyfusion.nn.block import (
     split_skip_weight,
 )
 from polyfusion.nn.fusion import (
+    FUSIONS,
     CMFFusion,
+    CMFSRFusion,
     ConcatFusion,
     CPFusion,
     DenseFusion,
@@ -21,7 +23,9 @@ from polyfusion.nn.fusion import (
 )
 
 __all__ = [
+    "FUSIONS",
     "CMFFusion",
+    "CMFSRFusion",
     "CPFusion",
     "ConcatFusion",
     "DenseFusion",

@@ -181,16 +181,35 @@ def register_fusion(
 
 def store(ctx: Any, values: Sequence[Any]) -> None:
     """Save tensors, also inside lists, for the backward; and the other values beside them."""
-    flat = flatten(values)
-    ctx.like = [[None] * len(x) if isinstance(x, (list, tuple)) else None for x in values]
-    ctx.constants = [None if isinstance(x, Tensor) else x for x in flat]
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in flat))
+    tensors: list[Tensor] = []
+    ctx.plan = []  # what is no tensor, and in place of what is, how many tensors to take
+    for x in values:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+            ctx.plan.append(_ONE)
+        elif isinstance(x, (list, tuple)):
+            tensors.extend(x)
+            ctx.plan.append([len(x)])
+        else:
+            ctx.plan.append(x)
+    ctx.save_for_backward(*tensors)
 
 
 def restore(ctx: Any) -> list[Any]:
     """The values that :func:`store` saved."""
-    pairs = zip(ctx.saved_tensors, ctx.constants, strict=True)
-    return nest([constant if x is None else x for x, constant in pairs], ctx.like)
+    tensors = iter(ctx.saved_tensors)
+    values = []
+    for x in ctx.plan:
+        if x is _ONE:
+            values.append(next(tensors))
+        elif isinstance(x, list):
+            values.append([next(tensors) for _ in range(*x)])
+        else:
+            values.append(x)
+    return values
+
+
+_ONE = object()
 
 
 def flatten(operands: Sequence[Any]) -> list[Any]:

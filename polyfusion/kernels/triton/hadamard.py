@@ -373,6 +373,7 @@ def _forward(
     constants = arithmetic(out)
     bias = out if bias is None else bias.contiguous()
     noise = out if noise is None else noise.contiguous()
+    choice = options("forward", form, views, out, constants)
 
     def run(tile: Tile) -> Tensor:
         layout = lay_out(views, tile["BLOCK_T"])
@@ -388,7 +389,7 @@ def _forward(
         )
         return result
 
-    return tuned(options("forward", form, views, out, constants), out, constants, run)
+    return tuned(choice, out, constants, run)
 
 
 def _backward(
@@ -406,6 +407,7 @@ def _backward(
     grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
     constants = arithmetic(out)
     flat = [view.reshape(-1, view.shape[-1]) for view in views]
+    choice = options("backward", form, views, out, constants)
 
     def run(tile: Tile) -> tuple[Rows, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
         layout = lay_out(views, tile["BLOCK_T"])
@@ -425,9 +427,7 @@ def _backward(
         )
         return layout, hidden, grad_gates, every_frame, every_clip
 
-    layout, hidden, grad_gates, every_frame, every_clip = tuned(
-        options("backward", form, views, out, constants), out, constants, run
-    )
+    layout, hidden, grad_gates, every_frame, every_clip = tuned(choice, out, constants, run)
     grad_flat = grad.reshape(layout.count, grad.shape[-1])[:, :outputs]
     needed = iter(needs)
 
