@@ -63,7 +63,7 @@ def lower_jaw(head: np.ndarray, openness: np.ndarray, who: Identity, scale: floa
 
 
 def draw_mouth(lower: np.ndarray, mouth: Mouth, who: Identity, scale: float) -> None:
-    """Draw lips, teeth and tongue into ``lower`` (T, rows, W, 4) uint8, which ``lower_jaw`` made."""
+    """Draw lips, teeth and tongue into ``lower`` (T, rows, W, 4) uint8, made by ``lower_jaw``."""
     left, right, top, bottom = (round(edge * scale) for edge in MOUTH_BOX)
     offset = round(JAW_TOP * scale)
     y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) / scale)[None, :, None]

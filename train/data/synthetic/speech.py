@@ -188,7 +188,7 @@ def _tracks(segments: list[_Segment], seconds: float) -> dict[str, np.ndarray]:
 
 
 def _glottal_flow(phase: np.ndarray, rise: float = 0.42, fall: float = 0.18) -> np.ndarray:
-    """Rosenberg's (1971) trigonometric pulse: opens for ``rise`` of a period, closes for ``fall``."""
+    """Rosenberg's trigonometric pulse (1971) rises for ``rise`` of a period, falls for ``fall``."""
     opening = 0.5 * (1 - np.cos(np.pi * phase / rise))
     closing = np.cos(0.5 * np.pi * (phase - rise) / fall)
     return np.where(phase < rise, opening, np.where(phase < rise + fall, closing, 0.0))
