@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from polyfusion.nn.fusion import FUSIONS
 from polyfusion.dispatch import CHOICES
+from polyfusion.nn.fusion import FUSIONS
 
 if TYPE_CHECKING:
     Fusion: TypeAlias = str

@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -40,9 +38,9 @@ from train.data.synthetic import render_clip
 from train.errors import run
 from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
-from train.run.samples import write_picture
+from train.pictures import write_contact_sheet
 
-CONTACT_CLIPS = 64
+CONTACT_CLIPS = 64  # at most, in the contact sheet
 SKIPPED_SHOWN = 20
 
 Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
@@ -321,7 +319,12 @@ def _prepare(
     _summarise(clips, skipped)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
-    _contact_sheet(out, clips)
+    shown = clips[:: -(-len(clips) // CONTACT_CLIPS)]
+    write_contact_sheet(
+        out / "contact.png",
+        (read_clip(out / clip["file"]).frames for clip in shown),
+        [f"{clip['speaker']}/{clip['name']} {clip['split']}" for clip in shown],
+    )
     size = sum(path.stat().st_size for path in done) / 1e9
     print(
         f"{len(clips)} clips in {out} ({kept} were there before), {size:.2f} GB, "
@@ -372,25 +375,6 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         print(f"  {skip['file']}: {skip['reason']}")
     if len(skipped) > SKIPPED_SHOWN:
         print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
-
-
-def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
-    """Write contact.png: the middle frame of up to 64 clips, evenly chosen, with names."""
-    chosen = clips[:: -(-len(clips) // CONTACT_CLIPS)]
-    tiles = []
-    for clip in chosen:
-        frames = read_clip(out / clip["file"]).frames
-        image = np.ascontiguousarray(frames[len(frames) // 2].transpose(1, 2, 0))
-        tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
-        label = f"{clip['speaker']}/{clip['name']} {clip['split']}"
-        cv2.putText(
-            tile, label, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255,) * 3, 1, cv2.LINE_AA
-        )
-        tiles.append(tile)
-    columns = min(12, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    write_picture(out / "contact.png", np.vstack(rows))
 
 
 def main() -> int:

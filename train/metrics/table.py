@@ -63,7 +63,8 @@ class Pair:
 class Meters:
     """What measures beside the pictures themselves; None leaves dashes.
 
-    `eyes` says that the faces are those of the built-in set, whose eyes `synthetic_ear` can read.
+    ``eyes`` says that the faces are those of the built-in set, whose eyes ``synthetic_ear`` can
+    read.
     """
 
     embedder: OurEmbedder | None = None
@@ -84,8 +85,8 @@ def measure(pairs: Iterable[Pair], meters: Meters) -> Row:
     """One row: means over the clips, the median of the AV offset, blinks over all clips.
 
     Blinks are measured from and to 90 % of the openness, which is true to a frame on the built-in
-    set (see `train.metrics.blinks`). MetricError names the clip whose video cannot be measured, or
-    says that no clip of the set has any sound though there is a SyncNet.
+    set (see ``train.metrics.blinks``). MetricError names the clip whose video cannot be measured,
+    or says that no clip of the set has any sound though there is a SyncNet.
     """
     found: dict[str, list[Score]] = {column.key: [] for column in COLUMNS}
     ears: list[np.ndarray] = []
@@ -155,7 +156,7 @@ def _measure_clip(pair: Pair, meters: Meters) -> Row:
 
 
 def median_score(scores: list[Score]) -> Score:
-    """Median of the scores that have a value, with what `mean_score` says of the others."""
+    """Median of the scores that have a value, with what ``mean_score`` says of the others."""
     summary = mean_score(scores)
     values = [score.value for score in scores if score.value is not None]
     return Score(float(torch.tensor(values).median()), summary.reason) if values else summary
@@ -167,5 +168,5 @@ def to_json(row: Row) -> dict[str, dict[str, Any]]:
 
 
 def from_json(values: dict[str, dict[str, Any]]) -> Row:
-    """The inverse of `to_json`."""
+    """The inverse of ``to_json``."""
     return {key: Score(score["value"], score["reason"]) for key, score in values.items()}
