@@ -19,7 +19,7 @@ from polyfusion.ops.cmf import cmf_fusion
 from polyfusion.ops.concat import concat_fusion
 from polyfusion.ops.cp import cp_fusion
 from polyfusion.ops.dense import dense_fusion
-from polyfusion.ops.tucker import tucker_fusion
+from polyfusion.ops.tucker import partial_tucker_fusion, tucker_fusion
 from polyfusion.ops.views import check_dtype, check_views
 
 PENALTIES = ("norm", "sumsq", "meansq")
@@ -138,6 +138,36 @@ class TuckerFusion(_Fusion):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ranks={self.ranks}, kernels={self.kernels!r}"
+
+
+class PartialTuckerFusion(_Fusion):
+    """Eq. (8) without U₁: the core's first mode is the output. Eager only.
+
+    ``ranks`` (k_2, ..., k_{V+1}) has a number for each view; by default half of its size.
+    Parameters are ``core`` 𝒢 (m, k_2, ..., k_{V+1}) and ``factors`` U_{v+1} (d_v+1, k_{v+1}).
+    """
+
+    def __init__(
+        self, dims: Sequence[int], out_features: int, ranks: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(dims, out_features)
+        self.ranks = tuple(max(1, d // 2) for d in self.dims) if ranks is None else tuple(ranks)
+        if len(self.ranks) != len(self.dims):
+            raise ValueError(
+                f"ranks={self.ranks}: expected {len(self.dims)} numbers, one for each view"
+            )
+        _check_positive("ranks", *self.ranks)
+        self.core = nn.Parameter(torch.empty(out_features, *self.ranks))
+        self.factors = nn.ParameterList(
+            torch.empty(d + 1, k) for d, k in zip(self.dims, self.ranks, strict=True)
+        )
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return partial_tucker_fusion(views, self.core, list(self.factors), noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ranks={self.ranks}"
 
 
 class CMFFusion(_Fusion):
@@ -272,6 +302,7 @@ class WithinViewFusion(_Fusion):
 FUSIONS: dict[str, type[_Fusion]] = {
     "cp": CPFusion,
     "tucker": TuckerFusion,
+    "partial-tucker": PartialTuckerFusion,
     "cmf": CMFFusion,
     "cmf-sr": CMFSRFusion,
     "dense": DenseFusion,

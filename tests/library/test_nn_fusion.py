@@ -12,6 +12,7 @@ COUNTS = {
     "concat": 0,
     "dense": 12_730_752,
     "tucker": 1_687_744,
+    "partial-tucker": 3_186_880,
     "cp": 98_560,
     "cmf": 147_840,
     "cmf-sr": 98_688,
@@ -49,6 +50,9 @@ def test_layers_call_their_operators():
     second = list(cmf.second)
     expected = ops.cmf_fusion(views, list(cmf.first), second, cmf.out, cmf.bias)
     assert torch.equal(cmf(views), expected)
+    partial = nn.PartialTuckerFusion((6, 5), 8, ranks=(2, 3))
+    expected = ops.partial_tucker_fusion(views, partial.core, list(partial.factors))
+    assert torch.equal(partial(views), expected)
     shared = nn.CMFFusion((6, 5), 8, rank=3, shared_row_space=True)
     expected = ops.cmf_fusion(views, list(shared.first), None, shared.out, shared.bias)
     assert torch.equal(shared(views), expected)
