@@ -19,6 +19,7 @@ from polyfusion.ops.cmf import cmf_fusion
 from polyfusion.ops.concat import concat_fusion
 from polyfusion.ops.cp import cp_fusion
 from polyfusion.ops.dense import dense_fusion
+from polyfusion.ops.tensor_train import tensor_train_fusion
 from polyfusion.ops.tucker import partial_tucker_fusion, tucker_fusion
 from polyfusion.ops.views import check_dtype, check_views
 
@@ -217,6 +218,29 @@ class CMFSRFusion(CMFFusion):
         super().__init__(dims, out_features, rank, True, kernels)
 
 
+class TensorTrainFusion(_Fusion):
+    """The interaction tensor as a chain of cores, one for each view. Eager only.
+
+    Parameters are ``cores``: G_0 (m, r), G_v (r, d_v+1, r) for each view but the last, and G_V
+    (r, d_V+1), with one rank r for the whole chain.
+    """
+
+    def __init__(self, dims: Sequence[int], out_features: int, rank: int = 128) -> None:
+        super().__init__(dims, out_features)
+        _check_positive("rank", rank)
+        self.rank = rank
+        *inner, last = (d + 1 for d in self.dims)
+        shapes = [(out_features, rank), *((rank, d, rank) for d in inner), (rank, last)]
+        self.cores = nn.ParameterList(torch.empty(shape) for shape in shapes)
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return tensor_train_fusion(views, list(self.cores), noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
 class DenseFusion(_Fusion):
     """The unfactored tensor, eq. (1): ``weight`` 𝒲 (m, d_1+1, ..., d_V+1). Eager only."""
 
@@ -305,6 +329,7 @@ FUSIONS: dict[str, type[_Fusion]] = {
     "partial-tucker": PartialTuckerFusion,
     "cmf": CMFFusion,
     "cmf-sr": CMFSRFusion,
+    "tensor-train": TensorTrainFusion,
     "dense": DenseFusion,
     "concat": ConcatFusion,
 }

@@ -11,6 +11,7 @@ from polyfusion.nn.fusion import FUSIONS
 COUNTS = {
     "concat": 0,
     "dense": 12_730_752,
+    "tensor-train": 4_276_352,
     "tucker": 1_687_744,
     "partial-tucker": 3_186_880,
     "cp": 98_560,
@@ -53,6 +54,8 @@ def test_layers_call_their_operators():
     partial = nn.PartialTuckerFusion((6, 5), 8, ranks=(2, 3))
     expected = ops.partial_tucker_fusion(views, partial.core, list(partial.factors))
     assert torch.equal(partial(views), expected)
+    train = nn.TensorTrainFusion((6, 5), 8, rank=3)
+    assert torch.equal(train(views), ops.tensor_train_fusion(views, list(train.cores)))
     shared = nn.CMFFusion((6, 5), 8, rank=3, shared_row_space=True)
     expected = ops.cmf_fusion(views, list(shared.first), None, shared.out, shared.bias)
     assert torch.equal(shared(views), expected)
