@@ -11,6 +11,7 @@ from polyfusion.nn.block import (
 )
 from polyfusion.nn.fusion import (
     FUSIONS,
+    CMFFirstOrderFusion,
     CMFFusion,
     CMFSRFusion,
     ConcatFusion,
@@ -26,6 +27,7 @@ from polyfusion.nn.fusion import (
 
 __all__ = [
     "FUSIONS",
+    "CMFFirstOrderFusion",
     "CMFFusion",
     "CMFSRFusion",
     "CPFusion",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polyfusion.dispatch import check_choice
-from polyfusion.ops.cmf import cmf_fusion
+from polyfusion.ops.cmf import cmf_first_order_fusion, cmf_fusion
 from polyfusion.ops.concat import concat_fusion
 from polyfusion.ops.cp import cp_fusion
 from polyfusion.ops.dense import dense_fusion
@@ -218,6 +218,28 @@ class CMFSRFusion(CMFFusion):
         super().__init__(dims, out_features, rank, True, kernels)
 
 
+class CMFFirstOrderFusion(_Fusion):
+    """Eq. (5) without interactions between the views: z̃ = b + U Σ_v V_vᵀ z_v. Eager only.
+
+    Parameters are ``first`` V_v (d_v, k), ``out`` U (m, k) and ``bias`` b (m,).
+    """
+
+    def __init__(self, dims: Sequence[int], out_features: int, rank: int = 128) -> None:
+        super().__init__(dims, out_features)
+        _check_positive("rank", rank)
+        self.rank = rank
+        self.first = nn.ParameterList(torch.empty(d, rank) for d in self.dims)
+        self.out = nn.Parameter(torch.empty(out_features, rank))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return cmf_first_order_fusion(views, list(self.first), self.out, self.bias, noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
 class TensorTrainFusion(_Fusion):
     """The interaction tensor as a chain of cores, one for each view. Eager only.
 
@@ -329,6 +351,7 @@ FUSIONS: dict[str, type[_Fusion]] = {
     "partial-tucker": PartialTuckerFusion,
     "cmf": CMFFusion,
     "cmf-sr": CMFSRFusion,
+    "cmf-first-order": CMFFirstOrderFusion,
     "tensor-train": TensorTrainFusion,
     "dense": DenseFusion,
     "concat": ConcatFusion,

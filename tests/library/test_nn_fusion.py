@@ -17,6 +17,7 @@ COUNTS = {
     "cp": 98_560,
     "cmf": 147_840,
     "cmf-sr": 98_688,
+    "cmf-first-order": 98_688,
 }
 
 
@@ -56,6 +57,11 @@ def test_layers_call_their_operators():
     assert torch.equal(partial(views), expected)
     train = nn.TensorTrainFusion((6, 5), 8, rank=3)
     assert torch.equal(train(views), ops.tensor_train_fusion(views, list(train.cores)))
+    order_one = nn.CMFFirstOrderFusion((6, 5), 8, rank=3)
+    expected = ops.cmf_first_order_fusion(
+        views, list(order_one.first), order_one.out, order_one.bias
+    )
+    assert torch.equal(order_one(views), expected)
     shared = nn.CMFFusion((6, 5), 8, rank=3, shared_row_space=True)
     expected = ops.cmf_fusion(views, list(shared.first), None, shared.out, shared.bias)
     assert torch.equal(shared(views), expected)
