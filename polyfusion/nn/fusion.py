@@ -27,9 +27,9 @@ PENALTIES = ("norm", "sumsq", "meansq")
 
 
 class _Fusion(nn.Module):
-    """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out."""
+    """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out; eager unless it says more."""
 
-    def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "auto") -> None:
+    def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "eager") -> None:
         super().__init__()
         self.dims = tuple(dims)
         if len(self.dims) < 2:

@@ -135,7 +135,9 @@ def test_every_fusion_trains_with_them(fusion, config):
     terms = t.step(batch(t.config), torch.Generator().manual_seed(0))
     assert all(v.isfinite() for v in terms.values())
     for name, p in t.model.named_parameters():
-        assert not torch.equal(p, before[name]), name
+        # A bias in front of a normalisation has no effect: its gradient is rounding, or exactly 0.
+        without_effect = name.startswith("audio.windows.convs") and name.endswith("bias")
+        assert without_effect or not torch.equal(p, before[name]), name
     if config.within_view_degree > 1:
         assert terms["loss/omega"] > 0
 
