@@ -149,6 +149,9 @@ class TrainConfig:
     """Which clips validate; `train` shows how well a run reconstructs what it saw."""
     profile: bool = False
     """Time the parts of the first 20 steps, print where the time goes and save it with a trace."""
+    alignment: Annotated[str, tyro.conf.Suppress] = "none"
+    """How the faces of the set were aligned (`--landmarks` of `train.prepare`), which a still must
+    be too; read from the set."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 

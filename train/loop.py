@@ -1,5 +1,6 @@
 """The training run, from configuration to checkpoint, pictures and video."""
 
+import dataclasses
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ from train.checkpoint import (
 from train.config import TrainConfig, UserError
 from train.curves import write_curves
 from train.data.batches import StepSampler, by_turns, make_loader, open_set
-from train.data.prepared import PreparedSet
+from train.data.prepared import PreparedSet, read_alignment
 from train.losses import bottom_half, l1_loss, psnr
 from train.prepare import prepare_synthetic
 from train.profile import Profile, check_steps
@@ -47,6 +48,7 @@ def train(config: TrainConfig) -> Path:
     if resolve(config.kernels, [torch.empty(0, device=device)]) == "triton" and interpreted():
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
+    config = dataclasses.replace(config, alignment=read_alignment(root))
     clips = open_set(
         root, "train", config.model, frames=config.frames, seed=config.seed, random_crop=True,
         mirror=config.mirror, limit=config.limit,
