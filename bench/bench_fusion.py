@@ -81,9 +81,15 @@ def fusion_comparison(form: str, name: str, size: dict, dtype: str = "float32") 
     build = functools.partial(build_fusion, form, tuple(variants), dtype=dtype, **size)
     described = {k: v for k, v in size.items() if k != "dims"} | {"views": len(size["dims"])}
     return Comparison(
-        "fusion", f"{form}, {name}", tuple(variants), build, DEVICE, dtype,
-        tolerance=2e-4 if dtype == "float32" else 3e-2, size=described,
-    )  # fmt: skip
+        "fusion",
+        f"{form}, {name}",
+        tuple(variants),
+        build,
+        DEVICE,
+        dtype,
+        tolerance=2e-4 if dtype == "float32" else 3e-2,
+        size=described,
+    )
 
 
 def build_fusion(

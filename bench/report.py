@@ -86,20 +86,41 @@ def detail(row: dict[str, Any]) -> list[str]:
         return [row["case"], row["dtype"], row["run"], row["variant"], row["failure"], *[""] * 10]
     speedup = f"{row['speedup']:.2f}×" if row["speedup"] else f"refused: {row['failure']}"
     return [
-        row["case"], row["dtype"], row["run"], row["variant"],
+        row["case"],
+        row["dtype"],
+        row["run"],
+        row["variant"],
         f"{number(row['median'], 1e3)} ({number(row['p20'], 1e3)}-{number(row['p80'], 1e3)})",
-        speedup, number(row["flops"], 1e-9), number(row["flop_share"], 100, " %"),
-        number(row["byte_share"], 100, " %"), number(row["peak_bytes"], 1e-6),
-        number(row["launches"]), number(row["frames_per_second"]), number(row["real_time"]),
-        f"{row['error']:.0e}" if row["error"] is not None else "", number(row["first_call"]),
-    ]  # fmt: skip
+        speedup,
+        number(row["flops"], 1e-9),
+        number(row["flop_share"], 100, " %"),
+        number(row["byte_share"], 100, " %"),
+        number(row["peak_bytes"], 1e-6),
+        number(row["launches"]),
+        number(row["frames_per_second"]),
+        number(row["real_time"]),
+        f"{row['error']:.0e}" if row["error"] is not None else "",
+        number(row["first_call"]),
+    ]
 
 
 DETAIL_HEADER = (
-    "case", "dtype", "pass", "variant", "ms (p20-p80)", "speed-up", "GFLOP", "of matmul",
-    "of copy", "peak MB", "launches", "frames/s", "× real time",
-    "error", "first call, s",
-)  # fmt: skip
+    "case",
+    "dtype",
+    "pass",
+    "variant",
+    "ms (p20-p80)",
+    "speed-up",
+    "GFLOP",
+    "of matmul",
+    "of copy",
+    "peak MB",
+    "launches",
+    "frames/s",
+    "× real time",
+    "error",
+    "first call, s",
+)
 
 
 def passes(results: Results) -> dict[tuple[str, ...], dict[str, float]]:

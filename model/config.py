@@ -2,9 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
+from polyfusion.nn.fusion import FUSIONS
+from polyfusion.ops._dispatch import CHOICES
+
+if TYPE_CHECKING:
+    Fusion: TypeAlias = str
+    Kernels: TypeAlias = str
+else:
+    #: What a command line offers: the fusion layers there are, and the choices of kernels.
+    Fusion, Kernels = Literal[tuple(FUSIONS)], Literal[tuple(CHOICES)]
 
 
 @dataclass(frozen=True)

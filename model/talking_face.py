@@ -17,14 +17,14 @@ class TalkingFace(nn.Module):
 
     Args:
         config: sizes.
-        fusion: "cp", "tucker", "cmf", "cmf-sr", "dense" or "concat".
-        kernels: "auto", "eager", "triton" or "cuda", for the fusion and the generator blocks.
+        fusion: the form of fusion, one of ``polyfusion.nn.fusion.FUSIONS``.
+        kernels: "auto", "eager", "triton" or "cuda", for every part that has fused operators.
     """
 
     def __init__(self, config: ModelConfig, fusion: str = "cp", kernels: str = "auto"):
         super().__init__()
         self.config, self.fusion_name = config, fusion
-        self.identity = IdentityEncoder(config)
+        self.identity = IdentityEncoder(config, kernels)
         self.audio = AudioEncoder(config)
         self.noise = NoiseEncoder(config)
         dims = [config.audio_dim, config.identity_dim]
@@ -32,9 +32,13 @@ class TalkingFace(nn.Module):
         if config.fuse_noise:
             dims, behind = [*dims, behind], 0
         self.fusion = make_fusion(
-            fusion, dims, config.fused_dim, rank=config.rank,
-            within_view_degree=config.within_view_degree, kernels=kernels,
-        )  # fmt: skip
+            fusion,
+            dims,
+            config.fused_dim,
+            rank=config.rank,
+            within_view_degree=config.within_view_degree,
+            kernels=kernels,
+        )
         in_dim = self.fusion.out_features + behind
         self.generator: nn.Module = Generator(config, in_dim, kernels=kernels)
         for encoder in (self.identity, self.audio):
@@ -54,15 +58,13 @@ class TalkingFace(nn.Module):
                 getattr(self, name).eval()
         return self
 
-    def forward(
-        self, still: Tensor, audio: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Animate stills.
 
         Args:
             still: (B, 3, H, W) in [−1, 1].
             audio: (B, N) in [−1, 1] at ``config.sample_rate``.
-            generator: source of the noise, for reproducible videos.
+            rng: source of the noise, for reproducible videos.
 
         Returns:
             Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).
@@ -71,7 +73,7 @@ class TalkingFace(nn.Module):
         speech = self.audio(audio)  # (B, T, a)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
-        noise = self.noise(self.noise.sample(batch, frames, generator))
+        noise = self.noise(self.noise.sample(batch, frames, rng))
         if self.config.fuse_noise:
             fused = self.fusion(speech, identity, noise)
         else:

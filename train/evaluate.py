@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,21 +24,22 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train.checkpoint import load_modules, read_checkpoint
-from train.cli import run
-from train.config import CONFIG_FILE, TrainConfig, UserError, load_config
+from model.config import Kernels
+from train.config import CONFIG_FILE, TrainConfig
 from train.data.batches import by_turns, open_set
 from train.data.media import read_media
-from train.data.prepared import PreparedSet, read_manifest, write_atomically
-from train.gan import Batch
-from train.loop import find_data, pick_device, to_device
+from train.data.prepared import PreparedSet, read_manifest
+from train.data.source import find_data
+from train.device import Batch, clip_to_device, pick_device
+from train.errors import UserError, run
+from train.files import as_json, write_json
 from train.metrics.identity import load_embedder
 from train.metrics.score import MetricError, check_rates
 from train.metrics.syncnet import load_ours, load_published
 from train.metrics.table import COLUMNS, Meters, Pair, Row, measure, to_json
 from train.metrics.weights import claim_file
-from train.samples import to_uint8
-from train.trainers import build_model
+from train.run.checkpoint import load_run
+from train.run.samples import to_uint8
 
 EVALUATION_FILE = "evaluation.json"
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".mpg", ".webm")
@@ -51,33 +51,34 @@ class EvaluateConfig:
     """Measure a run's model, or videos, by the columns of the paper's Table 1."""
 
     target: Annotated[Path, tyro.conf.Positional]
-    """A run directory; with --real a generated video or a folder of them."""
+    """Run directory to measure; with --real, a generated video or a folder of them."""
     real: Path | None = None
-    """The real video of the generated one, or a folder with files of the same names."""
+    """Real video of the generated one, or a folder with files of the same names."""
     ground_truth: bool = False
     """Measure the real clips themselves instead of what the model makes of their stills."""
     data: str | None = None
-    """`synthetic` or a prepared set (default: the run's own)."""
+    """Clips to measure on: synthetic (the built-in set) or the directory of a prepared set; by
+    default the run's own."""
     split: Literal["train", "val", "test"] = "test"
-    """Which clips; the speakers of `test` are in no other split, unless the set has only two."""
+    """Split to measure on; the speakers of test are in no other, unless the set has only two."""
     clips: int = 60
-    """At most so many clips, every speaker's first one before any second one."""
+    """Greatest number of clips, every speaker's first one before any second one."""
     syncnet: Path | None = None
-    """Our SyncNet, of `python -m train.syncnet`, for AV offset and confidence."""
+    """File of our SyncNet, which python -m train.syncnet makes, for AV offset and confidence."""
     published_syncnet: Path | None = None
-    """The published SyncNet's state dict, `syncnet_v2.model`, instead."""
+    """File of the published SyncNet instead, the state dict syncnet_v2.model."""
     embedder: Path | None = None
-    """Our identity embedder, of `python -m train.embedder`, for ACD."""
+    """File of our identity embedder, which python -m train.embedder makes, for ACD."""
     masked: bool = False
     """Leave out what AV sync would compare with the silence beyond a clip."""
     out: Path | None = None
     """JSON file to write (default: evaluation.json in the run directory; none for videos)."""
-    kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
-    """Who computes the fused operators."""
+    kernels: Kernels = "auto"
+    """Kernels that compute the fused operators. An explicit choice works or says why not."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of the noise: clip i gets that of seed + i."""
+    """Seed of the noise; clip i gets that of seed + i."""
 
     def __post_init__(self) -> None:
         if self.clips < 1:
@@ -104,7 +105,7 @@ def evaluate(config: EvaluateConfig) -> Row:
             raise UserError(f"{config.target}: a video needs its real one: --real REAL")
         run, model = load_run(config.target, device, config.kernels)
         root = find_data(run if config.data is None else dataclasses.replace(run, data=config.data))
-        data = test_clips(run, root, config.split, config.clips)
+        data = whole_clips(run, root, config.split, config.clips)
         eyes = read_manifest(root).get("source") == "synthetic"
         meters = load_meters(config, eyes=eyes, device=device)
         name = "ground-truth.json" if config.ground_truth else EVALUATION_FILE
@@ -124,37 +125,25 @@ def evaluate(config: EvaluateConfig) -> Row:
             "fusion_norm": norm,
             "networks": meters.titles(),
             "of": what,
-            "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            "settings": as_json(dataclasses.asdict(config)),
         }
         try:
-            write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+            write_json(out, record)
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return row
 
 
-def load_run(
-    run: Path, device: torch.device, kernels: str = "auto"
-) -> tuple[TrainConfig, nn.Module]:
-    """The configuration and the trained model of a run directory, in evaluation mode."""
-    config = dataclasses.replace(load_config(run), kernels=kernels)  # type: ignore[arg-type]
-    tensors, _ = read_checkpoint(run)
-    model = build_model(config)
-    model_only = {key: value for key, value in tensors.items() if key.startswith("model.")}
-    load_modules({"model": model}, model_only, run)
-    return config, model.to(device).eval().requires_grad_(False)
-
-
-def test_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
-    """Whole clips at the model's size, at most ``count``, spread over the speakers."""
+def whole_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
+    """Open whole clips at the model's size, at most ``count``, spread over the speakers."""
     return by_turns(open_set(root, split, config.model), count)
 
 
 @torch.no_grad()
 def animate(model: nn.Module, batch: Batch, seed: int) -> Tensor:
     """(T, 3, H, W) uint8: what a model makes of the still and the sound of one clip."""
-    noise = torch.Generator().manual_seed(seed)
-    frames = model(batch.still, batch.audio, noise)[0]
+    rng = torch.Generator().manual_seed(seed)
+    frames = model(batch.still, batch.audio, rng)[0]
     return torch.from_numpy(to_uint8(frames)).to(frames.device)
 
 
@@ -166,14 +155,11 @@ def clip_pairs(
         item = data[index]
         made = real = item["frames"].to(device)
         if model is not None:
-            batch = to_device({k: v[None] for k, v in item.items() if k != "index"}, device)
-            made = animate(model, batch, seed + index)
+            made = animate(model, clip_to_device(item, device), seed + index)
             real = real[: len(made)]
         clip = data.clips[index]
-        yield Pair(
-            made, real, item["audio"].numpy(), data.fps, data.sample_rate,
-            f"{clip['speaker']}/{clip['name']}",
-        )  # fmt: skip
+        name = f"{clip['speaker']}/{clip['name']}"
+        yield Pair(made, real, item["audio"].numpy(), data.fps, data.sample_rate, name)
 
 
 def video_files(made: Path, real: Path) -> list[tuple[Path, Path]]:

@@ -1,4 +1,4 @@
-"""Prepares training data: aligned faces with their sound, in the layout of `train.data.prepared`.
+"""Prepare training data: aligned faces with their sound, in the layout of ``train.data.prepared``.
 
     python -m train.prepare grid ~/corpora/GRID data/grid
     python -m train.prepare synthetic data/synthetic --clips 200
@@ -9,7 +9,6 @@ A run can be stopped at any time and started again: finished clips are kept.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import signal
 import sys
@@ -26,21 +25,23 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from train.cli import run
-
-from .data import grid
-from .data.landmarks import choose, describe
-from .data.parallel import Job, run_jobs, usable_cores
-from .data.prepared import (
+from train.data import grid
+from train.data.landmarks import choose, describe
+from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
     DataError,
     read_clip,
     read_header,
     read_manifest,
-    write_atomically,
     write_clip,
 )
+from train.data.splits import SPLITS, draw_splits, read_splits
+from train.data.synthetic import render_clip
+from train.errors import run
+from train.files import write_json
+from train.jobs import Job, run_jobs, usable_cores
+from train.run.samples import write_picture
 
 CONTACT_CLIPS = 64
 SKIPPED_SHOWN = 20
@@ -98,7 +99,7 @@ def prepare_grid(
     """
     _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
     out = Path(out)
-    chosen = None if splits is None else grid.read_splits(splits)
+    chosen = None if splits is None else read_splits(splits)
     aligner = choose(landmarks)
     settings = {
         "source": "grid",
@@ -124,7 +125,7 @@ def prepare_grid(
     for source in sources:
         key = (source.speaker, source.name)
         if key in jobs:
-            reason = f"the same clip as {jobs[key].label}"
+            reason = f"the same clip as {jobs[key].name}"
             skipped.append({"file": str(source.path), "reason": reason})
             continue
         target = out / "clips" / source.speaker / f"{source.name}.safetensors"
@@ -141,7 +142,7 @@ def prepare_grid(
     if chosen is not None:
         assigned = {key: chosen[key[0]] for key in jobs}
     else:
-        assigned = grid.draw_splits(jobs, seed)
+        assigned = draw_splits(jobs, seed)
     _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
     print(f"faces aligned by {describe(aligner)}")
     return out
@@ -216,12 +217,10 @@ def prepare_synthetic(
         )
         for index in range(clips)
     }
-    return _prepare(out, settings, jobs, lambda keys: grid.draw_splits(keys, seed), [], workers)
+    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
 
 
 def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
-    from .data.synthetic import render_clip
-
     clip = replace(render_clip(index, **options), name=f"{index:05d}")
     target = out / "clips" / clip.speaker / f"{clip.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +249,7 @@ def _check(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Makes `out` ready; gives its manifest if it is a set of the same settings, or None if new."""
+    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new."""
     if out.exists() and not out.is_dir():
         raise DataError(f"OUT {out} is a file; give a new directory or one prepared earlier")
     if (out / MANIFEST).exists():
@@ -285,7 +284,7 @@ def _write_manifest(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_json(out / MANIFEST, manifest, indent=1)
     except OSError as error:
         raise DataError(f"cannot write into {out}: {error.strerror}") from None
 
@@ -298,7 +297,7 @@ def _prepare(
     skipped: list[dict[str, str]],
     workers: int | None,
 ) -> Path:
-    """Does the jobs whose clip is not there yet; writes manifest, contact sheet and summary."""
+    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary."""
     began = time.monotonic()
     if _claim(out, settings) is None:
         _write_manifest(out, settings, [], [], complete=False)
@@ -317,11 +316,10 @@ def _prepare(
             closing(run_jobs(jobs.values(), workers)) as outcomes,
             tqdm(total=len(jobs) + kept, initial=kept, unit="clip", disable=not jobs) as bar,
         ):
-            for job, made, reason in outcomes:
+            for job, made, reason, _ in outcomes:
                 if made is None:
-                    skipped.append(
-                        {"file": job.label, "reason": reason.removeprefix(f"{job.label}: ")}
-                    )
+                    reason = reason.removeprefix(f"{job.name}: ")
+                    skipped.append({"file": job.name, "reason": reason})
                     bar.set_postfix(skipped=len(skipped))
                 else:
                     done[made] = read_header(made)
@@ -346,7 +344,7 @@ def _prepare(
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The intact clip files of `out` with their headers."""
+    """The intact clip files of ``out`` with their headers."""
     for path in sorted(out.glob("clips/*/*.safetensors")):
         try:
             header = read_header(path)
@@ -374,7 +372,7 @@ def _entries(
 
 def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> None:
     print(f"{'split':<8}{'clips':>8}{'speakers':>10}{'frames':>10}")
-    for split in grid.SPLITS:
+    for split in SPLITS:
         chosen = [clip for clip in clips if clip["split"] == split]
         speakers = len({clip["speaker"] for clip in chosen})
         frames = sum(clip["frames"] for clip in chosen)
@@ -401,11 +399,11 @@ def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
-    """Write contact.png: the middle frame of the clips of `_shown`, with their names."""
+    """Write contact.png: the middle frame of the clips of ``_shown``, with their names."""
     tiles = []
     for clip in _shown(clips):
         frames = read_clip(out / clip["file"]).frames
-        image = cv2.cvtColor(frames[len(frames) // 2].transpose(1, 2, 0), cv2.COLOR_RGB2BGR)
+        image = np.ascontiguousarray(frames[len(frames) // 2].transpose(1, 2, 0))
         tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
         label = f"{clip['speaker']}/{clip['name']} {clip['split']}"
         cv2.putText(
@@ -415,11 +413,11 @@ def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
     columns = min(12, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    cv2.imwrite(str(out / "contact.png"), np.vstack(rows))
+    write_picture(out / "contact.png", np.vstack(rows))
 
 
 def main() -> int:
-    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = functools.partial(
         tyro.extras.subcommand_cli_from_dict,

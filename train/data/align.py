@@ -1,6 +1,6 @@
 """Align faces by similarity transforms that put points of the face at fixed places.
 
-Without landmarks (see `train.data.landmarks`) the points are the eye centres, found with OpenCV's
+Without landmarks (see ``train.data.landmarks``) the points are the eye centres, found with OpenCV's
 Haar cascades on some of the frames. Their detections are noisy: scale and rotation are one per
 clip, from medians; only the slow movement of the head is followed, for the centre between the
 eyes is smoothed over a second. Measured on 22 clips of 16 people of GRID against 68 landmarks,
@@ -20,6 +20,8 @@ import cv2.data
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, median_filter
 
+from train.errors import UserError
+
 EYES = np.array([[31.4, 44.2], [65.9, 43.1]])  # (x, y) of both eye centres in a 96 x 128 frame
 FRAME = (128, 96)  # (H, W) that EYES refers to
 SAMPLE_EVERY = 5  # frames between two detections
@@ -33,7 +35,7 @@ _CASCADE_OFFSET = np.array([0.040, 0.053])
 _FOLLOW = 8.0  # frames, standard deviation of the smoothing of the head's movement
 
 
-class NoFace(ValueError):
+class NoFace(UserError):
     """No face was found where one is needed."""
 
 
@@ -44,13 +46,13 @@ def align_frames(frames: np.ndarray, size: tuple[int, int] = FRAME) -> np.ndarra
         frames: (T, H, W, 3) uint8 RGB.
         size: (H, W) of the result; eye positions scale with it, 4:3 is meant.
 
-    Returns: (T, 3, H, W) uint8 RGB. Raises `NoFace`.
+    Returns: (T, 3, H, W) uint8 RGB. Raises ``NoFace``.
     """
     return warp(frames, locate_eyes(frames)[0], size)
 
 
 def align_image(image: np.ndarray, size: tuple[int, int] = FRAME) -> np.ndarray:
-    """Align the face of a photo, (H, W, 3) uint8 RGB, to (3, H, W) uint8. Raises `NoFace`."""
+    """Align the face of a photo, (H, W, 3) uint8 RGB, to (3, H, W) uint8. Raises ``NoFace``."""
     return align_frames(image[None], size)[0]
 
 
@@ -63,7 +65,7 @@ def locate_eyes(frames: np.ndarray) -> tuple[np.ndarray, bool]:
     Returns: the centres (T, 2, 2) as (x, y) in pixels, the one on the picture's left first, and
         whether eyes were found; if not, they are guessed from the face box.
 
-    Raises: `NoFace` if no searched frame shows a face.
+    Raises: ``NoFace`` if no searched frame shows a face.
     """
     shrink = max(1.0, *(side / DETECTION_SIDE for side in frames.shape[1:3]))
     faces, guesses, pairs = [], {}, {}
@@ -107,7 +109,7 @@ def warp(
     size: tuple[int, int] = FRAME,
     places: np.ndarray = EYES,
 ) -> np.ndarray:
-    """Move `points` of `frames` (T, H, W, 3) to their places in (T, 3, *size) uint8.
+    """Move ``points`` of ``frames`` (T, H, W, 3) to their places in (T, 3, *size) uint8.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB.

@@ -33,8 +33,8 @@ class StepSampler(Sampler[list[int]]):
             for position in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if position // self.clips != epoch:
                     epoch = position // self.clips
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    order = torch.randperm(self.clips, generator=generator).tolist()
+                    rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    order = torch.randperm(self.clips, generator=rng).tolist()
                 batch.append(epoch * self.clips + order[position % self.clips])
             yield batch
 

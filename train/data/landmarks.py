@@ -1,15 +1,16 @@
 """Find the 68 landmarks of a face with dlib's predictor, and align faces by five of them.
 
-dlib and the predictor's file come with the extra `faces`; they are optional and no part of this
+dlib and the predictor's file come with the extra ``faces``; they are optional and no part of this
 package. The predictor was trained on the iBUG 300-W pictures,
 whose licence excludes commercial use, and its author asks that it not be used in commercial
-products: `LICENCE` is said wherever it is chosen.
+products: ``LICENCE`` is said wherever it is chosen.
 
 The alignment is the published system's: the similarity transform of the five points that speech
 hardly moves (base of the nose, corners of the eyes), frame by frame, smoothed over seven frames.
-`PLACES` are the mean face of the authors' aligner in the 96 x 128 frame. Over 22 clips of 16 people
-of GRID they put the eye centres at (31.3, 44.4) and (66.0, 43.3), within 0.3 px of `align.EYES`.
-The authors' window looks forward; this one is centred, so that it does not lag behind the head.
+``PLACES`` are the mean face of the authors' aligner in the 96 x 128 frame. Over 22 clips of 16
+people of GRID they put the eye centres at (31.3, 44.4) and (66.0, 43.3), within 0.3 px of
+``align.EYES``. The authors' window looks forward; this one is centred, so that it does not lag
+behind the head.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FIVE = (33, 36, 39, 42, 45)  # base of the nose, corners of the eyes
 PLACES = np.array([[49.7, 72.2], [24.5, 43.9], [38.3, 44.6], [59.1, 43.7], [72.7, 42.5]])
 WINDOW = 7  # frames of the smoothing
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
-INSTALL = "pip install dlib-bin face_recognition_models"  # the extra `faces`
+INSTALL = "pip install dlib-bin face_recognition_models"  # the extra ``faces``
 LICENCE = "its training pictures (iBUG 300-W) exclude commercial use"
 _ENLARGED = 280.0  # pixels, width of the box in which the predictor works
 # dlib's box as fractions of the Haar cascade's, (left, top, right, bottom), medians over GRID.
@@ -64,9 +65,9 @@ def installed() -> bool:
 
 
 def model_file(name: str) -> Path:
-    """Find a file of the package `face_recognition_models`; `DataError` if it is not installed.
+    """Find a file of the package ``face_recognition_models``; ``DataError`` if it is not installed.
 
-    The package is not imported: it needs `pkg_resources`, which setuptools no longer has.
+    The package is not imported: it needs ``pkg_resources``, which setuptools no longer has.
     """
     spec = importlib.util.find_spec("face_recognition_models")
     path = Path(spec.origin).parent / "models" / name if spec and spec.origin else None
@@ -76,9 +77,9 @@ def model_file(name: str) -> Path:
 
 
 def choose(landmarks: str) -> str:
-    """Resolve `auto`, `haar`, `dlib` or the path of a predictor to `haar`, `dlib` or a full path.
+    """Resolve ``auto``, ``haar``, ``dlib`` or a predictor's path to one of the last three.
 
-    `DataError` if dlib is asked for and missing, or the file is no predictor of 68 points.
+    ``DataError`` if dlib is asked for and missing, or the file is no predictor of 68 points.
     """
     if landmarks == "auto":
         return "dlib" if installed() else "haar"
@@ -100,7 +101,7 @@ def choose(landmarks: str) -> str:
 
 
 def describe(chosen: str) -> str:
-    """What to say of the alignment that `choose` returned, with the licence to mind."""
+    """What to say of the alignment that ``choose`` returned, with the licence to mind."""
     if chosen == "haar":
         return f"the Haar cascades of OpenCV; landmarks do it better: {INSTALL}"
     if chosen == "dlib":
@@ -110,7 +111,7 @@ def describe(chosen: str) -> str:
 
 @functools.cache
 def load_predictor(landmarks: str = "dlib") -> Any:
-    """Load dlib's predictor, or that of a path; `DataError` if it does not find 68 points."""
+    """Load dlib's predictor, or that of a path; ``DataError`` if it does not find 68 points."""
     import dlib
 
     path = model_file(PREDICTOR) if landmarks == "dlib" else Path(landmarks)
@@ -129,11 +130,11 @@ def find_landmarks(frames: np.ndarray, predictor: Any = None) -> Landmarks:
 
     Args:
         frames: (T, H, W, 3) uint8 RGB.
-        predictor: what `load_predictor` returns (default: dlib's own).
+        predictor: what ``load_predictor`` returns (default: dlib's own).
 
     Every fifth frame is searched with dlib's HOG detector, at half its smallest face (40 pixels of
     at most 640) if there is no larger one, and with the Haar cascade if it finds nothing in any
-    frame. Raises `NoFace` if neither does.
+    frame. Raises ``NoFace`` if neither does.
     """
     predictor = predictor or load_predictor()
     shrink = max(1.0, *(side / DETECTION_SIDE for side in frames.shape[1:3]))
@@ -209,7 +210,7 @@ def _detector() -> Any:
 def detect(picture: np.ndarray, enlarge: int = 0) -> np.ndarray | None:
     """Box (left, top, right, bottom) of the largest face of (H, W, 3) uint8, or None.
 
-    dlib's HOG detector sees faces of 80 pixels and more, halved by each `enlarge`.
+    dlib's HOG detector sees faces of 80 pixels and more, halved by each ``enlarge``.
     """
     found = _detector()(picture, enlarge)
     if not found:
@@ -219,7 +220,7 @@ def detect(picture: np.ndarray, enlarge: int = 0) -> np.ndarray | None:
 
 
 def detect_small(picture: np.ndarray) -> np.ndarray | None:
-    """`detect`, down to 40 pixels."""
+    """``detect``, down to 40 pixels."""
     return detect(picture, 1)
 
 

@@ -17,12 +17,14 @@ import cv2
 import numpy as np
 import soxr
 
+from train.errors import UserError
+
 AAC_RATE = 48000  # Hz; the models' rates (16 000, 40 000) are rare or forbidden in AAC
 MAX_MISMATCH = 0.5  # seconds by which sound and picture may differ in length
 MAX_DAMAGED = 0.05  # share of the frames that may be decoded with errors
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """A media file cannot be used; the message names the file and the reason."""
 
 

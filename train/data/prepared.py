@@ -24,6 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from train.errors import UserError
+from train.files import write_atomically
+
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PREPARE_HINT = "make it with: python -m train.prepare grid RAW {root} (or: synthetic {root})"
@@ -32,8 +35,8 @@ _TRUTH = "truth."
 _AUDIO_SCALE = 32768.0
 
 
-class DataError(ValueError):
-    """Prepared data is missing, damaged or unsuitable; the message is one line for the user."""
+class DataError(UserError):
+    """Prepared data is missing, damaged or unsuitable; the message says what and what to do."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Clip:
 
 
 def write_clip(path: str | os.PathLike[str], clip: Clip, note: str = "") -> None:
-    """Writes `clip` as one safetensors file; either the whole file appears at `path` or nothing.
+    """Write ``clip`` as one safetensors file; either the whole file appears at `path` or nothing.
 
     Audio is rounded to 16 bits and clipped to [-1, 1). `note` is a remark on how the clip was
     made, which `read_header` gives back.
@@ -83,7 +86,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, note: str = "") -> None
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
-    """Reads a whole clip written by `write_clip`; `DataError` if it is not one or is damaged."""
+    """Read a whole clip written by :func:`write_clip`; ``DataError`` if it is none."""
     with _open_clip(path) as (file, header):
         return Clip(
             frames=file.get_tensor("frames"),
@@ -98,27 +101,16 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads fps, sample_rate, speaker, name, note, frames (T), samples (N), size [H, W]."""
+    """Read fps, sample_rate, speaker, name, note, frames (T), samples (N), size [H, W]."""
     with _open_clip(path) as (file, header):
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
         return {**header, "frames": frames[0], "samples": samples, "size": frames[2:]}
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes `content` to a temporary file beside `path`, then renames it into place."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def _open_clip(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Opens a clip file, gives (tensors, header), and turns what is wrong with it into one line."""
+    """Open a clip file, give (tensors, header), and turn what is wrong with it into one line."""
     try:
         with safe_open(str(path), framework="numpy") as file:
             yield file, json.loads((file.metadata() or {})[_HEADER])
@@ -136,7 +128,7 @@ def _to_float(pcm: np.ndarray) -> np.ndarray:
 
 
 def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dict[str, Any]:
-    """Reads and checks ROOT/manifest.json; `DataError` names what is wrong and what to do."""
+    """Read and check ROOT/manifest.json; ``DataError`` names what is wrong and what to do."""
     root = Path(root)
     hint = hint.format(root=root)
     path = root / MANIFEST
@@ -248,7 +240,7 @@ class PreparedSet(torch.utils.data.Dataset):
         self.speakers = sorted({entry["speaker"] for entry in self.clips})
 
     def clip(self, index: int) -> Clip:
-        """The whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
+        """Read the whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
         return read_clip(self.root / self.clips[index]["file"])
 
     def __len__(self) -> int:
@@ -291,7 +283,7 @@ class PreparedSet(torch.utils.data.Dataset):
 
 
 def _reduce(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area-averages (T, 3, H, W) uint8 to `size`."""
+    """Area-average (T, 3, H, W) uint8 to ``size``."""
     height, width = size
     reduced = np.empty((*frames.shape[:2], height, width), dtype=np.uint8)
     for planes, target in zip(frames, reduced, strict=True):

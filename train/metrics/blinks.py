@@ -25,7 +25,7 @@ from scipy.signal import find_peaks
 from torch import Tensor
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames
+from train.metrics.score import MetricError, Score, check_frames
 
 THRESHOLD = 0.072  # fall of the EAR from one frame to the next
 DISTANCE = 4  # frames between closings

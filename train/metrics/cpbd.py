@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quality import grey
-from .score import MetricError, Score, check_frames
+from train.metrics.quality import grey
+from train.metrics.score import MetricError, Score, check_frames
 
 BLOCK = 64
 EDGE_SHARE = 0.002  # of a block's pixels, above which it is an edge block

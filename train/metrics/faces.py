@@ -1,6 +1,6 @@
 """What dlib measures on aligned faces: their landmarks, and who they are.
 
-Both networks come with the extra `faces` (see `train.data.landmarks` for the licence of the
+Both networks come with the extra ``faces`` (see ``train.data.landmarks`` for the licence of the
 landmarks' predictor). Frames are taken as aligned, so the face is at a fixed place, and enlarged to
 about three times 128 x 96. The face-recognition network (D. E. King, 2017: a ResNet of 29 layers,
 vectors of 128 numbers, the same person within 0.6) sees the face chip that its own procedure cuts
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from train.data.landmarks import detect, load_predictor, model_file, predict
-
-from .score import Score, check_frames
+from train.metrics.score import Score, check_frames
 
 DESIGN = (128, 96)
 FACE_BOX = np.array([3.0, 21.0, 95.0, 108.0])  # of dlib's detector, medians over GRID
@@ -73,7 +72,7 @@ class FaceReader:
         pictures = np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
         if not any(shows_face(pictures[t]) for t in (len(pictures) // 2, 0, -1)):
             return Score(None, NO_FACE)
-        return predict(pictures, face_box(frames.shape[-2:]), self.predictor)
+        return predict(pictures, face_box(pictures.shape[1:3]), self.predictor)
 
 
 class FaceEmbedder:

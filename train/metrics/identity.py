@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames
-from .weights import freeze, load_network
+from train.metrics.score import MetricError, Score, check_frames
+from train.metrics.weights import freeze, load_network
 
 Embedder = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 RGB, aligned, to (N, E)
 

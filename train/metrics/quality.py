@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames, check_pair, mean_score
+from train.metrics.score import MetricError, Score, check_frames, check_pair, mean_score
 
 PEAK = 255.0
 WINDOW = 11
@@ -46,18 +46,20 @@ def psnr(
     colour: bool = False,
     average: Literal["video", "frame"] = "video",
 ) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (B,) float64, of uint8 RGB videos (B, T, 3, H, W).
+    """Peak signal-to-noise ratio in dB, (B,) float64, of RGB videos (B, T, 3, H, W).
 
-    `average="video"` takes the logarithm of the mean squared error of the video, "frame" the mean
-    of the frames' PSNR. Identical pictures give inf. MetricError if the shapes differ.
+    They are uint8, or with ``colour`` floating-point in [−1, 1] as in training. ``average="video"``
+    takes the logarithm of the mean squared error of the video, "frame" the mean of the frames'
+    PSNR. Identical pictures give inf. MetricError if the shapes differ.
     """
     if average not in ("video", "frame"):
         raise MetricError(f"average={average!r}: expected 'video' or 'frame'")
-    generated, real = check_pair(generated, real)
+    generated, real = check_pair(generated, real, floats=colour)
+    peak = PEAK if real.dtype == torch.uint8 else 2.0
     error = (_planes(generated, colour) - _planes(real, colour)).square().mean(dim=(2, 3, 4))
     if average == "video":
-        return -10 * torch.log10(error.mean(1) / PEAK**2)
-    return (-10 * torch.log10(error / PEAK**2)).mean(1)
+        return -10 * torch.log10(error.mean(1) / peak**2)
+    return (-10 * torch.log10(error / peak**2)).mean(1)
 
 
 def ssim(

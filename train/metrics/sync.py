@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mfcc import mfcc
-from .score import MetricError, Score, check_frames
-from .syncnet import WINDOW
+from train.metrics.mfcc import mfcc
+from train.metrics.score import MetricError, Score, check_frames
+from train.metrics.syncnet import WINDOW
 
 FPS, SAMPLE_RATE = 25.0, 16000
 STRIDE = 640  # samples to a frame

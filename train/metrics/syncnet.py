@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quality import grey
-from .score import MetricError
-from .weights import freeze, load_network, load_state
+from train.metrics.quality import grey
+from train.metrics.score import MetricError
+from train.metrics.weights import freeze, load_network, load_state
 
 WINDOW = 5  # frames seen at once, at 25 frames/s
 STEPS = 20  # MFCC frames of the same 0.2 s

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blinks import blink_scores, synthetic_ear
-from .cpbd import cpbd_score
-from .identity import OurEmbedder, identity_scores
-from .quality import quality_scores
-from .score import MetricError, Score, mean_score
-from .sync import SILENCE, TwoStream, sync_scores
+from train.metrics.blinks import blink_scores, synthetic_ear
+from train.metrics.cpbd import cpbd_score
+from train.metrics.identity import OurEmbedder, identity_scores
+from train.metrics.quality import quality_scores
+from train.metrics.score import MetricError, Score, mean_score
+from train.metrics.sync import SILENCE, TwoStream, sync_scores
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,13 @@ def _measure_clip(pair: Pair, meters: Meters) -> Row:
         scores |= identity_scores(meters.embedder, pair.real[0], pair.made)
     if meters.syncnet is not None:
         scores |= sync_scores(
-            meters.syncnet, pair.made, pair.audio, fps=pair.fps, sample_rate=pair.sample_rate,
+            meters.syncnet,
+            pair.made,
+            pair.audio,
+            fps=pair.fps,
+            sample_rate=pair.sample_rate,
             masked=meters.masked,
-        )  # fmt: skip
+        )
     return scores
 
 

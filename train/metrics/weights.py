@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .score import MetricError
+from train.files import replacing
+from train.metrics.score import MetricError
 
 _HEADER = "polyfusion-metric"
 
@@ -33,14 +34,11 @@ def save_network(path: Path, kind: str, module: nn.Module, info: dict[str, Any])
     """Write the weights of `module` with its `kind` and `info` (JSON values), atomically."""
     header = {_HEADER: json.dumps({"kind": kind, **info})}
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(state, temporary, metadata=header)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(state, temporary, metadata=header)
     except (OSError, SafetensorError) as error:
         raise MetricError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_network(path: Path, kind: str, module: nn.Module, made_by: str) -> dict[str, Any]:
