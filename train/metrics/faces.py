@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.data.align import FRAME
 from train.data.landmarks import detect, load_predictor, model_file, predict
 from train.metrics.score import Score, check_frames
 
-DESIGN = (128, 96)
 FACE_BOX = np.array([3.0, 21.0, 95.0, 108.0])  # of dlib's detector, medians over GRID
 OVERLAP = 0.5  # intersection over union of a face with the box where it should be
 DETECTION_WIDTH = 144  # pixels; the detector needs faces of 80
@@ -35,7 +35,7 @@ NO_FACE = "no face found where aligned frames have it"
 
 def face_box(size: tuple[int, int]) -> np.ndarray:
     """(left, top, right, bottom) in pixels of the face in aligned frames of (H, W)."""
-    return FACE_BOX * np.tile([size[1] / DESIGN[1], size[0] / DESIGN[0]], 2)
+    return FACE_BOX * np.tile([size[1] / FRAME[1], size[0] / FRAME[0]], 2)
 
 
 def shows_face(picture: np.ndarray) -> bool:
@@ -72,6 +72,9 @@ class FaceReader:
         pictures = np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
         if not any(shows_face(pictures[t]) for t in (len(pictures) // 2, 0, -1)):
             return Score(None, NO_FACE)
+        if (pictures == pictures[:1]).all():  # a still: one frame says it all
+            first = predict(pictures[:1], face_box(pictures.shape[1:3]), self.predictor)
+            return np.repeat(first, len(pictures), axis=0)
         return predict(pictures, face_box(pictures.shape[1:3]), self.predictor)
 
 
@@ -102,7 +105,7 @@ class FaceEmbedder:
     def _embed(self, picture: np.ndarray) -> np.ndarray:
         import dlib
 
-        factor = max(1, round(3 * DESIGN[1] / picture.shape[1]))
+        factor = max(1, round(3 * FRAME[1] / picture.shape[1]))
         large = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         box = face_box(large.shape[:2])
         (points,) = predict(large[None], box, self.predictor)

@@ -8,8 +8,9 @@ is the distance of the inner lips (landmarks 62 and 66) over that of the eyes; o
 amplitude is its standard deviation over that of the real clip, and correlation is Pearson's.
 
 Traps. A still has a fair PSNR and LMD; its amplitude, 0, is what gives it away. Landmarks are
-noisy: on real clips of GRID the opening's deviation is 0.03 to 0.09 and its noise about 0.01, so that a mouth that only trembles has an amplitude of about 0.2; read it beside the
-correlation. On the built-in faces the correlation with the true opening is 0.6 to 0.99.
+noisy: on real clips of GRID the opening's deviation is 0.03 to 0.09 and its noise about 0.01, so
+that a mouth that only trembles has an amplitude of about 0.2; read it beside the correlation. On
+the built-in faces the correlation with the true opening is 0.6 to 0.99.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from train.metrics.blinks import LEFT_EYE, RIGHT_EYE
 from train.metrics.quality import psnr
 from train.metrics.score import MetricError, Score, check_pair
 
 MOUTH, UPPER_LIP, LOWER_LIP = slice(48, 68), 62, 66
-RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
 MARGIN = 0.1  # of the eyes' distance, added to every side of the mouth's box
 MOVES = 0.005  # standard deviation of the opening below which a real mouth is at rest
 
