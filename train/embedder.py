@@ -67,10 +67,10 @@ class EmbedderConfig:
 
 
 def train_embedder(config: EmbedderConfig) -> dict[str, float]:
-    """Train, test on unseen speakers, write `config.out`; return what the file records.
+    """Train, test on unseen speakers, write ``config.out``; return what the file records.
 
-    `same` and `different` are mean L2 distances between pictures of one speaker and of two,
-    `equal_error` the share of pairs confused where both kinds are confused equally often. Raises
+    ``same`` and ``different`` are mean L2 distances between pictures of one speaker and of two,
+    ``equal_error`` the share of pairs confused where both kinds are confused equally often. Raises
     DataError for unsuitable data and UserError for a file that cannot be written.
     """
     device = pick_device(config.device)

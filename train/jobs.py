@@ -60,8 +60,8 @@ def run_jobs(jobs: Iterable[Job], workers: int) -> Generator[Outcome, None, None
     """Do the jobs in so many processes, or in this one if ``workers`` is 1; yield their outcomes.
 
     Raises ``OSError`` if a job does: the disk is full or gone, and no other will fare better; and
-    :class:`JobFailed` if processes die before any job is done. Closed early, it lets the jobs that
-    are under way finish.
+    :class:`JobFailed` if processes die before any job is done. Closed early, it lets the jobs
+    that are under way finish.
     """
     if workers == 1:
         for job in jobs:

@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -41,9 +39,9 @@ from train.data.synthetic import render_clip
 from train.errors import run
 from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
-from train.run.samples import write_picture
+from train.pictures import write_contact_sheet
 
-CONTACT_CLIPS = 64
+CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
 
 Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
@@ -334,7 +332,12 @@ def _prepare(
     _summarise(clips, skipped)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
-    _contact_sheet(out, clips)
+    shown = _shown(clips)
+    write_contact_sheet(
+        out / "contact.png",
+        (read_clip(out / clip["file"]).frames for clip in shown),
+        [f"{clip['speaker']}/{clip['name']} {clip['split']}" for clip in shown],
+    )
     size = sum(path.stat().st_size for path in done) / 1e9
     print(
         f"{len(clips)} clips in {out} ({kept} were there before), {size:.2f} GB, "
@@ -396,24 +399,6 @@ def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
         turns[clip["speaker"]] += 1
     ranked = sorted(ranked, key=lambda item: item[:2])[: max(CONTACT_CLIPS, len(turns))]
     return sorted((clip for *_, clip in ranked), key=lambda clip: clip["file"])
-
-
-def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
-    """Write contact.png: the middle frame of the clips of ``_shown``, with their names."""
-    tiles = []
-    for clip in _shown(clips):
-        frames = read_clip(out / clip["file"]).frames
-        image = np.ascontiguousarray(frames[len(frames) // 2].transpose(1, 2, 0))
-        tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
-        label = f"{clip['speaker']}/{clip['name']} {clip['split']}"
-        cv2.putText(
-            tile, label, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255,) * 3, 1, cv2.LINE_AA
-        )
-        tiles.append(tile)
-    columns = min(12, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    write_picture(out / "contact.png", np.vstack(rows))
 
 
 def main() -> int:

@@ -78,11 +78,11 @@ class SyncNetConfig:
 
 
 def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
-    """Train, test on held-out clips, write `config.out`; return what the file records.
+    """Train, test on held-out clips, write ``config.out``; return what the file records.
 
-    `found` is the share of held-out clips whose known shift was found exactly, `within_one` that
-    found to a frame. Raises DataError for unsuitable data and UserError for a file that cannot be
-    written.
+    ``found`` is the share of held-out clips whose known shift was found exactly, ``within_one``
+    that found to a frame. Raises DataError for unsuitable data and UserError for a file that cannot
+    be written.
     """
     device = pick_device(config.device)
     claim_file(config.out)
@@ -125,7 +125,7 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
 
 
 def data_root(data: str) -> Path:
-    """The directory of a prepared set; `synthetic` renders or finds a built-in one of many faces.
+    """The directory of a prepared set; ``synthetic`` renders or finds a built-in one of many faces.
 
     The demo's own has two speakers, in every split: nobody would be left who is unseen.
     """
@@ -148,7 +148,7 @@ def open_split(root: Path, split: str | None) -> PreparedSet:
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """Up to `limit` of the indices 0 .. count - 1, evenly: sets are ordered by speaker."""
+    """Up to ``limit`` of the indices 0 .. count - 1, evenly: sets are ordered by speaker."""
     return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
 
 
@@ -202,7 +202,7 @@ def matching_loss(network: OurSyncNet, pictures: Tensor, sounds: Tensor) -> Tens
 
 
 def shifted(frames: Tensor, audio: np.ndarray, shift: int) -> tuple[Tensor, np.ndarray]:
-    """The inner part of a clip with its sound `shift` frames early (negative: late).
+    """The inner part of a clip with its sound ``shift`` frames early (negative: late).
 
     MARGIN frames are cut off both ends, so that real sound fills the whole clip.
     """

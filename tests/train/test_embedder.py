@@ -1,4 +1,4 @@
-"""ACD and `python -m train.embedder`: definitions, unseen speakers, hostile input."""
+"""ACD and ``python -m train.embedder``: definitions, unseen speakers, hostile input."""
 
 import sys
 
@@ -15,7 +15,7 @@ from train.prepare import prepare_synthetic
 
 
 def command(monkeypatch, capsys, *args):
-    """Runs `python -m train.embedder ARGS` in this process; returns exit code and last error."""
+    """Run ``python -m train.embedder ARGS`` in this process; exit code and last error."""
     monkeypatch.setattr(sys, "argv", ["embedder", *map(str, args)])
     try:
         code = embedder.main()

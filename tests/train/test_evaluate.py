@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.helpers import CPU, TINY
+from tests.train.helpers import CPU, TINY, measure
 from train import evaluate as evaluation
 from train.config import PRESETS, TrainConfig, parse
 from train.data.media import write_video
@@ -21,7 +21,7 @@ from train.loop import train
 from train.metrics.quality import psnr
 from train.metrics.score import MetricError, Score
 from train.metrics.syncnet import OURS, OurSyncNet
-from train.metrics.table import COLUMNS, Meters, Pair, from_json, measure, median_score, to_json
+from train.metrics.table import COLUMNS, Meters, Pair, from_json, median_score, to_json
 from train.metrics.weights import save_network
 from train.prepare import prepare_synthetic
 from train.run.checkpoint import load_run

@@ -34,7 +34,7 @@ def chirp(seconds, rate=RATE):
 
 
 def write_streams(path, video_start=None, audio_start=None, seconds=1.0, event=0.4, rate=RATE):
-    """A Matroska file whose picture flashes and whose sound clicks at the time `event`.
+    """A Matroska file whose picture flashes and whose sound clicks at the time ``event``.
 
     Streams start at the given times (in seconds); None leaves a stream out.
     """

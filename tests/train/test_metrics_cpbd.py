@@ -1,4 +1,4 @@
-"""CPBD against the numbers of the `cpbd` package, on real frames and drawn ones."""
+"""CPBD against the numbers of the ``cpbd`` package, on real frames and drawn ones."""
 
 import numpy as np
 import pytest

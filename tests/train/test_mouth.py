@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.helpers import measure
 from train.baselines import REAL, SPEAKER_MEAN, STILL, SpeakerMeans, baselines
 from train.data import landmarks
 from train.data.landmarks import FIVE, PLACES, align_landmarks, find_landmarks
@@ -16,7 +17,7 @@ from train.metrics import faces
 from train.metrics.faces import FaceEmbedder, FaceReader
 from train.metrics.mouth import mouth_box, mouth_psnr, mouth_scores, opening
 from train.metrics.score import MetricError, Score
-from train.metrics.table import Meters, Pair, measure, speaker_mean
+from train.metrics.table import Meters, Pair, speaker_mean
 from train.prepare import prepare_synthetic
 
 needs_dlib = pytest.mark.skipif(not landmarks.installed(), reason=landmarks.INSTALL)

@@ -1,4 +1,4 @@
-"""`python -m train.prepare` on real clips of GRID, broken ones, hostile arguments and stops."""
+"""``python -m train.prepare`` on real clips of GRID, broken ones, hostile arguments and stops."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ RATE = 16000
 
 
 def command(monkeypatch, *args):
-    """Runs `python -m train.prepare ARGS` in this process; returns the exit code."""
+    """Run ``python -m train.prepare ARGS`` in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
     try:
         return prepare.main()

@@ -1,4 +1,4 @@
-"""`python -m train.syncnet`: learns to find known shifts; hostile arguments and data."""
+"""``python -m train.syncnet``: learns to find known shifts; hostile arguments and data."""
 
 import sys
 
@@ -14,7 +14,7 @@ from train.syncnet import SyncNetConfig, draw_windows, matching_loss, shifted, s
 
 
 def command(monkeypatch, capsys, *args):
-    """Runs `python -m train.syncnet ARGS` in this process; returns exit code and last error."""
+    """Run ``python -m train.syncnet ARGS`` in this process; exit code and last error."""
     monkeypatch.setattr(sys, "argv", ["syncnet", *map(str, args)])
     try:
         code = syncnet.main()

@@ -243,7 +243,7 @@ def test_logs_drop_what_lies_after_the_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_the_default_command_trains_with_the_interpreter(data, tmp_path):
-    """`--kernels triton` on a machine without a GPU, said once in one line."""
+    """``--kernels triton`` on a machine without a GPU, said once in one line."""
     out = tmp_path / "run"
     tiny = [arg if arg != "eager" else "triton" for arg in TINY]
     args = command(*tiny, "--data", str(data), "--out", str(out), "--steps", "2")

@@ -1,6 +1,6 @@
 """Mel-frequency cepstral coefficients as SyncNet's published weights expect them.
 
-The defaults of `python_speech_features` 0.6: pre-emphasis 0.97, rectangular frames of 25 ms every
+The defaults of ``python_speech_features`` 0.6: pre-emphasis 0.97, rectangular frames of 25 ms every
 10 ms, 512-point power spectrum, 26 triangular mel filters, 13 cepstra lifted by 22, the first one
 replaced by the logarithm of the frame's energy.
 """

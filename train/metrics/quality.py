@@ -1,6 +1,6 @@
 """PSNR and SSIM of generated against real video.
 
-The definitions are by default those of the authors' evaluation tool `fae` (2021): pictures turned
+The definitions are by default those of the authors' evaluation tool ``fae`` (2021): pictures turned
 to 8-bit grey as OpenCV does, PSNR of a video from the mean of its frames' squared errors, SSIM as
 sewar computes it (uniform 11 x 11 window, only where it fits, population variance) averaged over
 frames. Which code made the paper's table is not known.
@@ -8,8 +8,8 @@ frames. Which code made the paper's table is not known.
 Traps. PSNR from the mean error is never higher than the mean of the frames' PSNR (Jensen), by as
 much as 2 dB if the error varies. A uniform window gives another SSIM than the Gaussian one of
 Wang et al. (2004). Colour PSNR is lower than grey: grey averages the channels' errors. Three things
-`fae` does are left out: it resizes videos of different size and cuts the longer one (here both are
-errors), and it drops frames whose SSIM is not positive, which flatters bad videos.
+``fae`` does are left out: it resizes videos of different size and cuts the longer one (here both
+are errors), and it drops frames whose SSIM is not positive, which flatters bad videos.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ K1, K2 = 0.01, 0.03
 
 
 def grey(frames: Tensor) -> Tensor:
-    """Luma (..., H, W) uint8 of RGB frames (..., 3, H, W) uint8, bit for bit as `cv2.cvtColor`."""
+    """Luma (..., H, W) uint8 of RGB frames (..., 3, H, W) uint8, to the bit ``cv2.cvtColor``."""
     red, green, blue = frames.to(torch.int32).unbind(-3)
     return ((9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15).to(torch.uint8)
 
 
 def _planes(frames: Tensor, colour: bool) -> Tensor:
-    """(B, T, C, H, W) float64, C = 1 unless `colour`."""
+    """(B, T, C, H, W) float64, C = 1 unless ``colour``."""
     return (frames if colour else grey(frames).unsqueeze(2)).double()
 
 
@@ -71,7 +71,7 @@ def ssim(
 ) -> Tensor:
     """Structural similarity, (B,) float64, mean over frames of uint8 RGB videos (B, T, 3, H, W).
 
-    `window="gaussian"` weighs the 11 x 11 window with sigma 1.5 (Wang et al. 2004); `colour`
+    ``window="gaussian"`` weighs the 11 x 11 window with sigma 1.5 (Wang et al. 2004); ``colour``
     averages over the three channels. MetricError if the shapes differ or a side is under 11.
     """
     if window not in ("uniform", "gaussian"):

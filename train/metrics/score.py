@@ -25,7 +25,7 @@ class Score:
 
     @staticmethod
     def of(value: float | Tensor, otherwise: str = "not finite") -> Score:
-        """The value if it is finite, else None for the reason `otherwise`."""
+        """The value if it is finite, else None for the reason ``otherwise``."""
         number = float(value)
         return Score(number) if math.isfinite(number) else Score(None, otherwise)
 

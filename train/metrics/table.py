@@ -7,7 +7,7 @@ row, for numbers of two networks cannot be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ COLUMNS = (
     Column("blink_duration", "blink, s", ".2f", "", "blinks"),
 )
 Row = dict[str, Score]  # by Column.key
+MOUTH_KEYS = tuple(column.key for column in COLUMNS if column.meter == "mouth")
 NO_READER = f"no landmarks without dlib: {INSTALL}"
 
 
@@ -94,14 +95,6 @@ class Meters:
             "av": getattr(self.syncnet, "title", None),
             "blinks": "eyes read off the built-in faces" if self.eyes else reader,
         }
-
-
-def measure(pairs: Iterable[Pair], meters: Meters) -> Row:
-    """One row of what ``Tally`` says of all pairs; MetricError if there are none."""
-    tally = Tally(meters)
-    for pair in pairs:
-        tally.add(pair)
-    return tally.row()
 
 
 class Tally:
@@ -199,8 +192,7 @@ def _measure_clip(pair: Pair, meters: Meters) -> Row:
         scores |= _measure_mouth(pair, meters.faces)
     if pair.made is pair.real:
         same = Score(None, "the real video itself")
-        keys = ("psnr", "ssim", "mouth_psnr", "lmd", "mouth_amplitude", "mouth_correlation")
-        scores |= dict.fromkeys(keys, same)
+        scores |= dict.fromkeys(("psnr", "ssim", *MOUTH_KEYS), same)
     if meters.embedder is not None:
         scores |= _measure_identity(pair, meters)
     if meters.syncnet is not None:
@@ -219,13 +211,12 @@ def _measure_mouth(pair: Pair, reader: FaceReader) -> Row:
     """The columns of the mouth; none of them where the real clip shows no face."""
     real, made = reader.read(pair.real), reader.read(pair.made)
     if isinstance(real, Score):
-        keys = ("mouth_psnr", "lmd", "mouth_amplitude", "mouth_correlation")
-        return dict.fromkeys(keys, Score(None, f"real video: {real.reason}"))
+        return dict.fromkeys(MOUTH_KEYS, Score(None, f"real video: {real.reason}"))
     height, width = pair.real.shape[-2:]
     box = mouth_box(real, (height, width))
     scores = {"mouth_psnr": mouth_psnr(pair.made, pair.real, box)}
     if isinstance(made, Score):
-        return scores | dict.fromkeys(("lmd", "mouth_amplitude", "mouth_correlation"), made)
+        return dict.fromkeys(MOUTH_KEYS, made) | scores
     return scores | mouth_scores(made, real)
 
 
@@ -255,7 +246,7 @@ def speaker_mean(scores: list[tuple[str, Score]], left_out: Sequence[Score] = ()
 
 
 def median_score(scores: list[Score]) -> Score:
-    """Median of the scores that have a value, with what `mean_score` says of the others."""
+    """Median of the scores that have a value, with what ``mean_score`` says of the others."""
     summary = mean_score(scores)
     values = [score.value for score in scores if score.value is not None]
     return Score(float(torch.tensor(values).median()), summary.reason) if values else summary
@@ -267,5 +258,5 @@ def to_json(row: Row) -> dict[str, dict[str, Any]]:
 
 
 def from_json(values: dict[str, dict[str, Any]]) -> Row:
-    """The inverse of `to_json`."""
+    """The inverse of ``to_json``."""
     return {key: Score(score["value"], score["reason"]) for key, score in values.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.data.media import write_video
-from train.files import write_atomically
+from train.pictures import write_picture
 
 COLUMNS = 8
 GAP = 2
@@ -36,15 +36,6 @@ def write_grid(path: Path, real: Tensor, generated: Tensor) -> None:
     image = np.concatenate(rows, axis=1).transpose(1, 2, 0)
     image = _enlarge(image, real.shape[-2])
     write_picture(path, image)
-
-
-def write_picture(path: Path, image: np.ndarray, quality: int = 85) -> None:
-    """Write a picture (H, W, 3) uint8 RGB as PNG or, with that quality, JPEG; the suffix says."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix == ".jpg" else []
-    ok, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    if not ok:
-        raise OSError(f"{path}: the picture could not be encoded")
-    write_atomically(path, data.tobytes())
 
 
 def write_comparison(

@@ -26,9 +26,9 @@ from train.device import clip_to_device
 from train.evaluate import EVALUATION_FILE, animate, whole_clips
 from train.files import write_atomically, write_json
 from train.metrics.table import COLUMNS, Column, Row, from_json
+from train.pictures import write_picture
 from train.run.checkpoint import load_run
 from train.run.directory import read_metrics
-from train.run.samples import write_picture
 from train.table1.rows import PAPER_GRID, ROWS
 
 SETTINGS_FILE = "settings.json"

@@ -3,7 +3,7 @@
 Every speaker has a face, a voice and an articulation. The mouth is the product of what is said and
 who says it: openness = OPENING * articulation[jaw] * jaw_drive(audio), and so for the other lip
 gestures, so a model must combine audio and identity multiplicatively to get it right. The
-articulation is a smooth function of the visible face (`Identity.articulation`).
+articulation is a smooth function of the visible face (``Identity.articulation``).
 
     clip = render_clip(7, seed=0)        # speaker07, 3 s at 25 fps, 128 x 96, sound at 16 kHz
 """
@@ -58,7 +58,8 @@ def draw_blinks(rng: np.random.Generator, seconds: float, rate: float = BLINK_RA
 
 
 def eyelids(blinks: np.ndarray, times: np.ndarray, fps: float) -> np.ndarray:
-    """(T,) float32 eye openness in 0..1 at `times`: 0 around the middle of each of `blinks` (K, 2).
+    """(T,) float32 eye openness in 0..1 at ``times``: 0 around the middle of each of ``blinks`` (K,
+    2).
 
     Lids stay closed for a fifth of the blink and at least one frame, and move smoothly before and
     after it.
@@ -82,7 +83,7 @@ def articulate(who: Identity, said: Utterance) -> Mouth:
 
 
 def _wander(rng: np.random.Generator, times: np.ndarray, fastest: float) -> np.ndarray:
-    """(T,) smooth noise of standard deviation about 0.5, clipped to -1..1, below `fastest` Hz."""
+    """(T,) smooth noise of standard deviation about 0.5, clipped to -1..1, below ``fastest`` Hz."""
     frequency = rng.uniform(0.1, fastest, 4)
     phase = rng.uniform(0, 2 * np.pi, 4)
     waves = np.sin(2 * np.pi * frequency * times[:, None] + phase)
@@ -175,17 +176,17 @@ def render_clip(
     size: tuple[int, int] = (128, 96),
     motion: float = 1.0,
 ) -> Clip:
-    """Render clip `index` of the set `seed`; its speaker is number index % speakers.
+    """Render clip ``index`` of the set ``seed``; its speaker is number index % speakers.
 
     The identity depends on (seed, speaker); words, blinks and motion on (seed, index). The same
     arguments give the same bytes. Frame i shows the time (i + 0.5) / fps, the middle of the audio
-    that belongs to it. `size` is (height, width); the picture is designed at 128 x 96. `motion`
+    that belongs to it. ``size`` is (height, width); the picture is designed at 128 x 96. ``motion``
     scales the movement of the head; 0 holds it still, as an alignment of every frame does.
 
-    `Clip.truth` (float32; T frames; pixels are those of the 128 x 96 design):
+    ``Clip.truth`` (float32; T frames; pixels are those of the 128 x 96 design):
         openness (T,) inner mouth height in pixels = OPENING * articulation[0] * jaw_drive
         width (T,) mouth corner to corner in pixels;  jaw_drive (T,), spread_drive (T,) what the
-        audio alone says, before articulation;  articulation (8,) see `Identity.articulation`
+        audio alone says, before articulation;  articulation (8,) see ``Identity.articulation``
         blink_times (K, 2) start and end in s;  eye_openness (T,) 0..1;  formants (T, 4) Hz
         voiced (T,) 0..1;  pose (T, 3) shift right, down in pixels, roll in degrees
 

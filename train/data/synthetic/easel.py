@@ -36,7 +36,7 @@ def mirrored(half) -> np.ndarray:
 
 
 class Easel:
-    """A float RGB picture with soft masks, at `scale` canvas pixels to the design pixel."""
+    """A float RGB picture with soft masks, at ``scale`` canvas pixels to the design pixel."""
 
     def __init__(self, scale: float, colour: np.ndarray | None = None):
         self.scale = scale
@@ -48,7 +48,7 @@ class Easel:
         self.x = ((np.arange(self.width, dtype=np.float32) + 0.5) / scale)[None, :]
 
     def mask(self, curve: np.ndarray, blur: float = 0.0) -> np.ndarray:
-        """(H, W) coverage in 0..1 of a closed curve, its edge softened by `blur` design pixels."""
+        """(H, W) coverage 0..1 of a closed curve, its edge softened by ``blur`` design pixels."""
         image = np.zeros((self.height, self.width), np.uint8)
         points = np.round((curve * self.scale - 0.5) * 16).astype(np.int32)
         cv2.fillPoly(image, [points], 255, cv2.LINE_AA, 4)
@@ -76,6 +76,6 @@ class Easel:
         self.rgb += (mask * opacity)[..., None] * (np.asarray(colour, np.float32) - self.rgb)
 
     def shade(self, mask: np.ndarray, gain: float) -> None:
-        """Multiply by `gain` where the mask is 1; shadows keep some red, as skin and hair do."""
+        """Multiply by ``gain`` where the mask is 1; shadows keep some red, as skin and hair do."""
         tint = np.array([0.9, 1.0, 1.03], np.float32) if gain < 1 else np.ones(3, np.float32)
         self.rgb *= 1 + mask[..., None] * ((gain - 1) * tint)

@@ -29,7 +29,7 @@ class _Head:
         return np.zeros((self.easel.height, self.easel.width), np.float32)
 
     def front(self, inner, crown=None) -> np.ndarray:
-        """Mask between a crown and the hairline `inner`, both right halves given as (offset, y)."""
+        """Mask between a crown and the hairline ``inner``, right halves given as (offset, y)."""
         w, face = self.cap, self.face
         crown = crown or [(0, 2), (0.6 * w, 5), (0.95 * w, 19), (w, 36)]
         temples = [(face * 0.98, 44), (face * 0.93, 35)]

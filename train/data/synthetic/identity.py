@@ -94,7 +94,8 @@ class Identity:
 
     @property
     def articulation(self) -> np.ndarray:
-        """(8,) float32, in the order of `ARTICULATION`: how this face turns speech into lip shape.
+        """(8,) float32, in the order of ``ARTICULATION``: how this face turns speech into lip
+        shape.
 
         A smooth function of visible traits, so that it can be read off a still, plus a quirk of
         standard deviation 0.02:

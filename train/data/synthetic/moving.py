@@ -23,7 +23,7 @@ EDGE = 1.25  # coverage ramp of the lips, per design pixel: a little softer than
 
 @dataclass(frozen=True)
 class Mouth:
-    """Lip gesture of a clip, (T,) float32 each, in design pixels but for `rounding` in 0..1."""
+    """Lip gesture of a clip, (T,) float32 each, in design pixels but for ``rounding`` in 0..1."""
 
     openness: np.ndarray  # inner height at the widest opening
     width: np.ndarray  # corner to corner
@@ -36,7 +36,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 def _between(y: np.ndarray, upper: np.ndarray, lower: np.ndarray, edge: float) -> np.ndarray:
-    """Coverage of the band upper(x) < y < lower(x), its edges ramps of slope `edge`."""
+    """Coverage of the band upper(x) < y < lower(x), its edges ramps of slope ``edge``."""
     above = np.clip((y - upper) * edge + 0.5, 0.0, 1.0)
     return above * np.clip((lower - y) * edge + 0.5, 0.0, 1.0)
 
@@ -44,7 +44,7 @@ def _between(y: np.ndarray, upper: np.ndarray, lower: np.ndarray, edge: float) -
 def lower_jaw(head: np.ndarray, openness: np.ndarray, who: Identity, scale: float) -> np.ndarray:
     """(T, rows, W, 4) uint8: the head below JAW_TOP in every frame, the chin sinking as it opens.
 
-    head: (H, W, 4) uint8 at `scale` canvas pixels to the design pixel; openness: (T,).
+    head: (H, W, 4) uint8 at ``scale`` canvas pixels to the design pixel; openness: (T,).
     """
     top = round(JAW_TOP * scale)
     rows, columns = head.shape[0] - top, head.shape[1]
@@ -63,7 +63,7 @@ def lower_jaw(head: np.ndarray, openness: np.ndarray, who: Identity, scale: floa
 
 
 def draw_mouth(lower: np.ndarray, mouth: Mouth, who: Identity, scale: float) -> None:
-    """Draw lips, teeth and tongue into `lower` (T, rows, W, 4) uint8, as `lower_jaw` returns it."""
+    """Draw lips, teeth and tongue into ``lower`` (T, rows, W, 4) uint8, made by ``lower_jaw``."""
     left, right, top, bottom = (round(edge * scale) for edge in MOUTH_BOX)
     offset = round(JAW_TOP * scale)
     y = ((np.arange(top, bottom, dtype=np.float32) + 0.5) / scale)[None, :, None]
@@ -128,7 +128,8 @@ def _lip_colour(who: Identity) -> np.ndarray:
 def draw_eyes(
     head: np.ndarray, openness: np.ndarray, gaze: np.ndarray, who: Identity, scale: float
 ) -> list[tuple[slice, slice, np.ndarray]]:
-    """Both eyes in every frame, as (rows, columns, (T, rows, columns, 3) uint8) patches of `head`.
+    """Both eyes in every frame, as (rows, columns, (T, rows, columns, 3) uint8) patches of
+    ``head``.
 
     openness: (T,) 0 closed .. 1 open; gaze: (T, 2) shift of the irises in design pixels.
     """

@@ -36,7 +36,7 @@ VOWELS = {
 
 @dataclass(frozen=True)
 class Consonant:
-    """Targets of a consonant; `burst` marks a stop, whose release is a 15 ms noise burst."""
+    """Targets of a consonant; ``burst`` marks a stop, whose release is a 15 ms noise burst."""
 
     formants: tuple[float, float, float, float]
     duration: tuple[float, float]  # s, range
@@ -188,7 +188,7 @@ def _tracks(segments: list[_Segment], seconds: float) -> dict[str, np.ndarray]:
 
 
 def _glottal_flow(phase: np.ndarray, rise: float = 0.42, fall: float = 0.18) -> np.ndarray:
-    """Rosenberg's (1971) trigonometric pulse: opens over `rise` of a period, closes over `fall`."""
+    """Rosenberg's trigonometric pulse (1971) rises for ``rise`` of a period, falls for ``fall``."""
     opening = 0.5 * (1 - np.cos(np.pi * phase / rise))
     closing = np.cos(0.5 * np.pi * (phase - rise) / fall)
     return np.where(phase < rise, opening, np.where(phase < rise + fall, closing, 0.0))
@@ -245,7 +245,7 @@ def _synthesise(
 def speak(
     rng: np.random.Generator, voice: Voice, *, seconds: float, sample_rate: int, times: np.ndarray
 ) -> Utterance:
-    """Utter random syllables for `seconds` s and sample the gestures at `times` (T,), in s.
+    """Utter random syllables for ``seconds`` s and sample the gestures at ``times`` (T,), in s.
 
     Where there is speech the audio has an RMS of 0.1, less if its peak would exceed 0.9; a faint
     noise floor lies under the whole.
