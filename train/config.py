@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -183,6 +183,9 @@ class TrainConfig:
     """Clips to validate on; train shows how well a run reconstructs what it saw."""
     profile: bool = False
     """Time the parts of the first 20 steps, print where the time goes and save it with a trace."""
+    alignment: Annotated[str, tyro.conf.Suppress] = "none"
+    """How the faces of the set were aligned (`--landmarks` of `train.prepare`), which a still must
+    be too; read from the set."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 

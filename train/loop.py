@@ -1,5 +1,6 @@
 """The training run, from configuration to checkpoint, pictures and video."""
 
+import dataclasses
 import sys
 import time
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from train.config import TrainConfig
 from train.data.batches import StepSampler, by_turns, make_loader, open_set
-from train.data.prepared import PreparedSet
+from train.data.prepared import PreparedSet, read_alignment
 from train.data.source import find_data
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
@@ -46,6 +47,7 @@ def train(config: TrainConfig) -> Path:
     if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
+    config = dataclasses.replace(config, alignment=read_alignment(root))
     clips = open_set(
         root,
         "train",

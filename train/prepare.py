@@ -24,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from train.data import grid
+from train.data.landmarks import choose, describe
 from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -40,13 +41,14 @@ from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
 from train.pictures import write_contact_sheet
 
-CONTACT_CLIPS = 64  # at most, in the contact sheet
+CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
 
 Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
 Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 
 
@@ -59,15 +61,17 @@ def prepare_grid(
     seed: int = 0,
     splits: File = None,
     min_frames: int = grid.FRAMES,
+    landmarks: Landmarks = "auto",
     workers: Workers = None,
 ) -> Path:
     """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
 
     Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
 
-    Faces are aligned by their eyes, the sound is resampled, and speakers are divided into train,
-    val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of 3 s takes 2.8 MB of
-    disk and about 0.25 s of one core. Clips that cannot be used are skipped and listed.
+    Faces are aligned by landmarks or by their eyes, the sound is resampled, and speakers are
+    divided into train, val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of
+    3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
+    listed.
     Run again, it does only what is missing.
 
     Args:
@@ -78,6 +82,10 @@ def prepare_grid(
         seed: Seed of the division into splits.
         splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
         min_frames: Shorter clips are skipped; every intact clip of GRID has 75.
+        landmarks: What places the faces: `dlib`, the 68-point predictor of the extra `faces`, frame
+            by frame (its training pictures exclude commercial use); `haar`, OpenCV's eye detector,
+            coarser; the path of another 68-point predictor (*.dat); or `auto`, dlib where it is
+            installed and haar elsewhere.
         workers: Processes; one per core if not given.
 
     Returns:
@@ -90,6 +98,7 @@ def prepare_grid(
     _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
     out = Path(out)
     chosen = None if splits is None else read_splits(splits)
+    aligner = choose(landmarks)
     settings = {
         "source": "grid",
         "fps": grid.FPS,
@@ -98,6 +107,7 @@ def prepare_grid(
         "seed": seed,
         "min_frames": min_frames,
         "splits": chosen,
+        "landmarks": aligner,
     }
     sources = grid.find_clips(raw)
     if chosen is not None:
@@ -124,13 +134,16 @@ def prepare_grid(
             sample_rate=sample_rate,
             size=size,
             min_frames=min_frames,
+            landmarks=aligner,
         )
         jobs[key] = Job(str(source.path), make)
     if chosen is not None:
         assigned = {key: chosen[key[0]] for key in jobs}
     else:
         assigned = draw_splits(jobs, seed)
-    return _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+    print(f"faces aligned by {describe(aligner)}")
+    return out
 
 
 def prepare_synthetic(
@@ -319,7 +332,7 @@ def _prepare(
     _summarise(clips, skipped)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
-    shown = clips[:: -(-len(clips) // CONTACT_CLIPS)]
+    shown = _shown(clips)
     write_contact_sheet(
         out / "contact.png",
         (read_clip(out / clip["file"]).frames for clip in shown),
@@ -375,6 +388,17 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         print(f"  {skip['file']}: {skip['reason']}")
     if len(skipped) > SKIPPED_SHOWN:
         print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
+
+
+def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Up to 64 clips: every speaker's first one, however many there are, then second ones, …"""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for clip in clips:
+        ranked.append((turns[clip["speaker"]], clip["file"], clip))
+        turns[clip["speaker"]] += 1
+    ranked = sorted(ranked, key=lambda item: item[:2])[: max(CONTACT_CLIPS, len(turns))]
+    return sorted((clip for *_, clip in ranked), key=lambda clip: clip["file"])
 
 
 def main() -> int:

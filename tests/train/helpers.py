@@ -1,6 +1,7 @@
 """Small configurations, batches, trainers and runs."""
 
 import sys
+from collections.abc import Iterable
 
 import torch
 
@@ -8,6 +9,7 @@ from tests.model.helpers import SMALL
 from train.__main__ import main
 from train.config import TrainConfig
 from train.device import Batch
+from train.metrics.table import Meters, Pair, Row, Tally
 from train.trainer.gan import Trainer
 
 CPU = torch.device("cpu")
@@ -33,6 +35,14 @@ def batch(config: TrainConfig = CONFIG) -> Batch:
     frames = torch.rand(shape, generator=rng) * 2 - 1
     samples = config.frames * m.samples_per_frame
     return Batch(frames, torch.rand(config.batch_size, samples, generator=rng) * 2 - 1)
+
+
+def measure(pairs: Iterable[Pair], meters: Meters) -> Row:
+    """The row of these clips."""
+    tally = Tally(meters)
+    for pair in pairs:
+        tally.add(pair)
+    return tally.row()
 
 
 def trainer(config: TrainConfig = CONFIG) -> Trainer:

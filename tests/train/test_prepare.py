@@ -18,9 +18,11 @@ from train.data.splits import SPLITS, draw_splits
 from train.jobs import DIED, Job, JobFailed, run_jobs
 from train.prepare import prepare_grid, prepare_synthetic
 
-GRID = Path(os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[3] / "shared" / "grid")
+GRID = Path(
+    os.environ.get("POLYFUSION_GRID") or Path(__file__).parents[3] / "shared" / "grid-speakers"
+)
 needs_grid = pytest.mark.skipif(not GRID.is_dir(), reason=f"no GRID clips at {GRID}")
-REAL = ["s1/bbir6n.mpg", "s2/pwij3p.mpg", "s3/brbk7n.mpg"]
+REAL = ["s1/bbir6n.mpg", "s2/pwij3p.mpg", "s20/brbk7n.mpg"]
 RATE = 16000
 
 
@@ -170,7 +172,7 @@ def test_splits_file_overrides(tmp_path, monkeypatch, capsys):
     splits = tmp_path / "splits.json"
     splits.write_text(json.dumps({"val": ["s1"], "train": ["s2", "s7"]}))
     prepare_grid(tmp_path, tmp_path / "out", splits=splits, size=(64, 48), workers=1)
-    assert "does not name them: s3" in capsys.readouterr().out
+    assert "does not name them: s20" in capsys.readouterr().out
     assert PreparedSet(tmp_path / "out", "val").speakers == ["s1"]
     assert PreparedSet(tmp_path / "out", "train").speakers == ["s2"]
     for text, message in {

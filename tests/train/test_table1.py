@@ -131,6 +131,23 @@ def test_the_table_has_means_deviations_reasons_and_the_papers_numbers(tmp_path)
     assert all(len(row) == len(header) for row in cells)
 
 
+def test_stills_stand_in_the_table_below_the_real_video(tmp_path):
+    fake_table(tmp_path)
+    record = {
+        "row": fake_row(acd=0.2),
+        "baselines": {"still": fake_row(psnr=29.5), "speaker mean": fake_row(psnr=27.0)},
+        "networks": {"acd": "dlib's face-recognition network"},
+        "of": "4 test clips",
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(record))
+    lines = read_lines(tmp_path)
+    assert [line.title for line in lines[:4]] == ["real video", "still", "speaker mean", "PF-CP"]
+    text = write_table(tmp_path)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "29.500" in rows["still"]
+    assert "**27.500" in rows["PF-CP"]  # the best of the methods; a still is none
+
+
 def test_the_papers_numbers_cover_its_rows():
     assert PAPER_GRID.keys() == PAPER_ROWS.keys()
     assert PAPER_GRID["cmf"]["av_confidence"] == 7.4

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.align import locate_eyes, warp
+from train.data.landmarks import align_landmarks, find_landmarks, load_predictor
 from train.data.media import MediaError, read_media
 from train.data.prepared import Clip, DataError, write_clip
 from train.data.splits import natural
@@ -36,20 +38,37 @@ def find_clips(raw: str | os.PathLike[str]) -> list[Source]:
 
     The speaker is the nearest enclosing folder called s<number>; without one, the enclosing
     folder. So s1/bbaf2n.mpg and s1/video/mpg_6000/bbaf2n.mpg both are bbaf2n of speaker s1.
+    Folders and files may be links; what counts is the name of the link, not where it leads.
     """
     raw = Path(raw)
     if not raw.is_dir():
         what = "is not a directory" if raw.exists() else "does not exist"
         raise DataError(f"RAW {raw} {what}; give the folder that holds s1/, s2/, ... with *.mpg")
-    paths = [path for path in raw.rglob("*") if path.suffix.lower() in _VIDEO and path.is_file()]
+    paths = [path for path in _files(raw) if path.suffix.lower() in _VIDEO and path.is_file()]
     if not paths:
         raise DataError(f"RAW {raw} holds no video ({', '.join(sorted(_VIDEO))}) at any depth")
     sources = []
     for path in sorted(paths, key=natural):
-        folders = [folder.name for folder in path.resolve().parents]
+        folders = [folder.name for folder in Path(os.path.abspath(path)).parents]
         speaker = next((name for name in folders if re.fullmatch(r"s\d+", name)), folders[0])
         sources.append(Source(path, speaker, path.stem))
     return sources
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Everything below ``folder`` but folders, through links too, but not round in circles."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder} ({error.strerror})") from None
+    for path in entries:
+        if path.is_dir():
+            yield from _files(path, above | {place})
+        else:
+            yield path
 
 
 def prepare_clip(
@@ -59,8 +78,12 @@ def prepare_clip(
     sample_rate: int,
     size: tuple[int, int],
     min_frames: int = FRAMES,
+    landmarks: str = "haar",
 ) -> Path:
     """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
+
+    ``landmarks`` is what ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes,
+    ``dlib`` or a predictor's path by landmarks.
 
     Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
@@ -71,8 +94,13 @@ def prepare_clip(
         raise MediaError(
             f"{source.path}: {len(frames)} frames, fewer than {min_frames} (truncated?)"
         )
-    eyes, found = locate_eyes(frames)
-    clip = Clip(warp(frames, eyes, size), audio, FPS, sample_rate, source.speaker, source.name)
+    if landmarks == "haar":
+        eyes, found = locate_eyes(frames)
+        faces, note = warp(frames, eyes, size), "" if found else EYES_GUESSED
+    else:
+        face = find_landmarks(frames, load_predictor(landmarks))
+        faces, note = align_landmarks(frames, face.points, size), face.note
+    clip = Clip(faces, audio, FPS, sample_rate, source.speaker, source.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, note="" if found else EYES_GUESSED)
+    write_clip(target, clip, note=note)
     return target

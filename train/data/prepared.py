@@ -153,6 +153,11 @@ def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dic
     return manifest
 
 
+def read_alignment(root: str | os.PathLike[str]) -> str:
+    """How the faces of a set were aligned: `haar`, `dlib`, a predictor's path; `none` if drawn."""
+    return str(read_manifest(root).get("settings", {}).get("landmarks", "none"))
+
+
 class PreparedSet(torch.utils.data.Dataset):
     """The clips of one split of a prepared set, cropped to a fixed length.
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.baselines import SPEAKER_MEAN, STILL
 from train.data.media import write_video
 from train.device import clip_to_device
 from train.evaluate import EVALUATION_FILE, animate, whole_clips
@@ -75,7 +76,7 @@ class Line:
 
 
 def read_lines(out: Path) -> list[Line]:
-    """Every line with a finished run: the real video, the rows in order, the pretraining run."""
+    """Every line with a finished run: the real video, stills, the rows, the pretraining run."""
     lines = []
     settings = json.loads((out / SETTINGS_FILE).read_text())
     keys = [key for key in ROWS if key in settings["rows"]]
@@ -83,13 +84,18 @@ def read_lines(out: Path) -> list[Line]:
     for key in keys:
         sources.append((ROWS[key].title, key, sorted(out.glob(f"{key}-[0-9]*/{EVALUATION_FILE}"))))
     sources.append(("concat [2], pretraining run", PRETRAIN, [out / PRETRAIN / EVALUATION_FILE]))
+    beside = (STILL, SPEAKER_MEAN)  # measured with the real video
+    sources[1:1] = [(title, title, [out / f"{TRUTH}.json"]) for title in beside]
     for title, key, files in sources:
         line = Line(title, key)
         for file in files:
             if not file.exists():
                 continue
             record = json.loads(file.read_text())
-            line.rows.append(from_json(record["row"]))
+            row = record.get("baselines", {}).get(key) if key in beside else record["row"]
+            if row is None:
+                continue
+            line.rows.append(from_json(row))
             line.runs.append(file.parent)
             line.networks, line.of = record["networks"], record["of"]
             if record.get("fusion_norm") is not None:

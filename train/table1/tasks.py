@@ -58,6 +58,7 @@ def plan(config: Table1Config, root: Path) -> list[Task]:
         clips=config.clips,
         syncnet=out / SYNCNET,
         embedder=out / EMBEDDER,
+        baselines=False,  # they are the same beside every row
         kernels=config.kernels,
         device=config.device,
     )
@@ -79,7 +80,11 @@ def plan(config: Table1Config, root: Path) -> list[Task]:
         dataclasses.replace(base, fusion="concat"), config.pretrain_steps
     )
     truth = dataclasses.replace(
-        measuring, target=out / PRETRAIN, ground_truth=True, out=out / f"{TRUTH}.json"
+        measuring,
+        target=out / PRETRAIN,
+        ground_truth=True,
+        baselines=True,
+        out=out / f"{TRUTH}.json",
     )
     tasks = [
         fill(PRETRAIN, pretraining, "networks"),
