@@ -27,7 +27,7 @@ PENALTIES = ("norm", "sumsq", "meansq")
 
 
 class _Fusion(nn.Module):
-    """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out; eager unless it says more."""
+    """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out."""
 
     def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "eager") -> None:
         super().__init__()
