@@ -14,6 +14,8 @@ from torch.nn import functional as F
 COMPOSITIONS = {"direct": 3, "mask": 4, "warp": 6}
 #: Blending weight of a last layer that says 0, and of one that says 1: sigmoid(SLOPE · m + OFFSET).
 SLOPE, OFFSET = 4.0, -2.0
+#: Pixels over which a displacement is averaged: neighbours move together, texture is not torn.
+SMOOTH = 4
 #: Largest displacement, as a share of the frame's height and width. Lips move by less than 10 %.
 REACH = 0.06
 
@@ -21,9 +23,9 @@ REACH = 0.06
 class Composition(nn.Module):
     """Still (B, 3, H, W) and maps (B, T, C, H, W) in (−1, 1) → frames (B, T, 3, H, W) in [−1, 1].
 
-    With colours c, mask m and displacement d: ``direct`` is c; ``mask`` is still + σ(m) (c − still);
-    ``warp`` the same with the still at x + d in place of the still at x, sampled bilinearly. The
-    mask starts at 12 % and never reaches 0, so that a mask that closed too early can open again.
+    With colours c, mask m and displacement d, ``direct`` is c and ``mask`` still + σ(m) (c − still);
+    ``warp`` is the same with the still at x + d, sampled bilinearly, for the still at x. The mask
+    starts at 12 % and never reaches 0: one that closed too early can open again.
 
     Args:
         kind: one of :data:`COMPOSITIONS`.
@@ -47,8 +49,15 @@ class Composition(nn.Module):
         colours, mask = maps[:, :, :3], torch.sigmoid(SLOPE * maps[:, :, 3:4] + OFFSET)
         shown = still.unsqueeze(1)
         if self.kind == "warp":
-            shown = displace(still, REACH * maps[:, :, 4:6])
+            shown = displace(still, REACH * _smooth(maps[:, :, 4:6]))
         return shown + mask * (colours - shown)
+
+
+def _smooth(maps: Tensor) -> Tensor:
+    """Maps (B, T, C, H, W) averaged over squares and interpolated between these."""
+    small = F.avg_pool2d(maps.flatten(0, 1), SMOOTH)
+    large = F.interpolate(small, maps.shape[-2:], mode="bilinear", align_corners=False)
+    return large.unflatten(0, maps.shape[:2])
 
 
 def displace(still: Tensor, displacement: Tensor) -> Tensor:
@@ -57,7 +66,7 @@ def displace(still: Tensor, displacement: Tensor) -> Tensor:
     ``displacement`` (B, T, 2, H, W) is (x, y) in shares of the width and height. float32 inside:
     half precision cannot place a pixel.
     """
-    batch, frames, _, height, width = displacement.shape
+    frames, height, width = (displacement.shape[i] for i in (1, 3, 4))
     like = {"device": still.device, "dtype": torch.float32}
     y = (torch.arange(height, **like) + 0.5) / height
     x = (torch.arange(width, **like) + 0.5) / width

@@ -5,20 +5,19 @@ those voices. Mel bands are given, and a voice that nobody trained on differs fr
 little more than a shift along them, which training imitates.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.mfcc import mel_filters
 
 BANDS, LOW_HZ, HIGH_HZ = 40, 60.0, 7600.0
 WINDOW_SECONDS = 0.025
 PER_FRAME = 4  # spectra to a video frame
 PREEMPHASIS = 0.97
 FLOOR = 1e-6  # power below which a band counts as silent
-# Mean and scale of the bands of speech at full scale, so that the first convolution sees about N(0, 1).
+# Of the bands of speech at full scale, so that the first convolution sees about N(0, 1).
 MEAN, SCALE = -6.0, 4.0
 
 
@@ -44,12 +43,7 @@ class LogMel(nn.Module):
             )
         self.stride, self.width = stride, round(WINDOW_SECONDS * sample_rate)
         self.fft = 1 << (self.width - 1).bit_length()
-        hertz = torch.linspace(0, sample_rate / 2, self.fft // 2 + 1, dtype=torch.float64)
-        low, high = (1127 * math.log1p(hz / 700) for hz in (LOW_HZ, HIGH_HZ))
-        corners = 700 * (torch.linspace(low, high, BANDS + 2, dtype=torch.float64) / 1127).expm1()
-        left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-        rising, falling = (hertz - left) / (centre - left), (right - hertz) / (right - centre)
-        filters = torch.minimum(rising, falling).clamp_min(0)
+        filters = mel_filters(sample_rate, self.fft, BANDS, LOW_HZ, HIGH_HZ)
         self.register_buffer("filters", filters.float(), persistent=False)
         self.register_buffer("hann", torch.hann_window(self.width), persistent=False)
 
@@ -84,7 +78,7 @@ def _another_voice(bands: Tensor) -> Tensor:
 
 
 class MelAudioEncoder(nn.Module):
-    """Waveform (B, N) in [−1, 1] → z_a (B, T, a): log-mel bands and five 1-D convolutions over time.
+    """Waveform (B, N) in [−1, 1] → z_a (B, T, a): log-mel bands, then five convolutions over time.
 
     The feature of a frame hears 0.24 s to each side of it (:attr:`context` frames) and nothing
     else: a part of a clip has the features of the whole, and a stream is late by that much.

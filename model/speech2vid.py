@@ -52,6 +52,8 @@ class Speech2Vid(nn.Module):
         self.generator.train(mode and not self._generator_frozen)
         return self
 
+    context = 0  # frames of sound beyond a clip's ends that it can make use of
+
     def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Animate stills.
 

@@ -75,6 +75,8 @@ class LossConfig:
     l1_top: float = 0.0
     """Weight of the mean absolute error on the top half of the frames, which the paper leaves to
     the discriminators. A run of minutes is too short for that: the demo preset sets it."""
+    l1_mouth: float = 0.0
+    """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Ours."""
     omega: float = 100.0
     """Weight λ₂ of the Frobenius penalty Ω on the fusion's parameters."""
     penalty: Literal["norm", "sumsq", "meansq", "none"] = "meansq"
@@ -84,7 +86,7 @@ class LossConfig:
     """Let the generator minimise the literal log(1 − D) instead of −log D."""
 
     def __post_init__(self) -> None:
-        for name in ("frame", "sequence", "sync", "l1", "l1_top", "omega"):
+        for name in ("frame", "sequence", "sync", "l1", "l1_top", "l1_mouth", "omega"):
             if not getattr(self, name) >= 0:
                 raise UserError(
                     f"--loss.{name.replace('_', '-')} {getattr(self, name)}: expected a number >= 0"
@@ -105,7 +107,7 @@ class TrainConfig:
     Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
     """
 
-    preset: Literal["paper", "demo"] = "paper"
+    preset: Literal["paper", "small", "demo"] = "paper"
     """Sizes and schedule to start from: the paper's, or a demo that trains on two CPU cores
     (default: paper with a GPU, demo without). Every other flag overrides the preset."""
     system: Literal["polyfusion", "speech2vid"] = "polyfusion"
@@ -140,6 +142,16 @@ class TrainConfig:
     """Amount of movement of the built-in set's heads; 0 holds them still, as alignment does."""
     mirror: bool = True
     """Flip training clips left to right at random."""
+    augment: bool = False
+    """Change the picture of every training clip at random: place, size, turn, light and colours."""
+    any_still: bool = False
+    """Train with any frame of a clip as its still, instead of the first of the frames shown."""
+    balance: float = 0.0
+    """How evenly speakers are seen: 0 takes every clip equally often, 1 every speaker; a speaker
+    with n clips is drawn in proportion to n^(1 − balance)."""
+    average: float = 0.0
+    """Keep a running average of the model's weights that forgets 1 − this share at each step, and
+    use it for validation, samples and evaluation; 0: the weights themselves."""
     lr_generator: float = 1e-4
     """Adam's learning rate for the generator, fusion and encoders."""
     code_rate: float = 1.0
@@ -193,6 +205,9 @@ class TrainConfig:
         check_sizes(self, POSITIVE, NOT_NEGATIVE)
         if not self.code_rate > 0:
             raise UserError(f"--code-rate {self.code_rate}: expected a positive number")
+        for name in ("balance", "average"):
+            if not 0 <= getattr(self, name) <= 1 - (name == "average") * 1e-6:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected a share from 0 to 1")
         if not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if not 0 <= self.deblur_share < 1:
@@ -278,6 +293,45 @@ PRESETS = {
             sequence_dim=32,
             sync_disc_channels=16,
             sync_dim=32,
+        ),
+    ),
+    "small": TrainConfig(
+        preset="small",
+        steps=4000,
+        batch_size=8,
+        frames=8,
+        synthetic_clips=400,
+        synthetic_speakers=100,
+        augment=True,
+        any_still=True,
+        balance=0.7,
+        average=0.998,
+        lr_generator=1e-3,
+        lr_frame=2e-4,
+        lr_sequence=1e-4,
+        lr_sync=1e-4,
+        betas=(0.5, 0.99),
+        anneal=0.7,
+        workers=1,
+        sample_every=500,
+        validate_every=500,
+        checkpoint_every=100,
+        validation_clips=8,
+        loss=LossConfig(l1=300.0, l1_top=300.0, l1_mouth=500.0, omega=1.0),
+        model=ModelConfig(
+            base_channels=16,
+            identity_dim=64,
+            audio_encoder="mel",
+            audio_dim=96,
+            composition="warp",
+            eyes=True,
+            fused_dim=128,
+            rank=64,
+            frame_disc_channels=16,
+            sequence_disc_channels=4,
+            sequence_dim=64,
+            sync_disc_channels=16,
+            sync_dim=64,
         ),
     ),
 }

@@ -12,15 +12,32 @@ from train.errors import UserError
 
 @dataclass
 class Batch:
-    """What a step sees. frames (B, T, 3, H, W) in [−1, 1]; audio (B, T·s) in [−1, 1]."""
+    """What a step sees.
+
+    Args:
+        frames: (B, T, 3, H, W) in [−1, 1].
+        speech: (B, (T + 2 C)·s) in [−1, 1], the sound of the frames and of ``context`` more at
+            both ends.
+        still: (B, 3, H, W), the identity image; the first frame if not given.
+        context: C, frames.
+        eyes: (B, T) how far the eyes are closed, 0 to 1, where that is known.
+    """
 
     frames: Tensor
-    audio: Tensor
+    speech: Tensor
+    still: Tensor = None  # type: ignore[assignment]
+    context: int = 0
+    eyes: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.still is None:
+            self.still = self.frames[:, 0]
 
     @property
-    def still(self) -> Tensor:
-        """The identity image: the clip's first frame (B, 3, H, W)."""
-        return self.frames[:, 0]
+    def audio(self) -> Tensor:
+        """The sound of the frames alone, (B, T·s)."""
+        stride = self.speech.shape[1] // (self.frames.shape[1] + 2 * self.context)
+        return self.speech[:, self.context * stride : self.speech.shape[1] - self.context * stride]
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,17 +61,20 @@ def in_interpreter(kernels: str, device: torch.device) -> bool:
     return resolve(kernels, [torch.empty(0, device=device)]) == "triton" and interpreted()
 
 
-def to_device(items: Mapping[str, Tensor], device: torch.device) -> Batch:
+def to_device(items: Mapping[str, Tensor], device: torch.device, context: int = 0) -> Batch:
     """Move a loader's batch and scale its frames to [−1, 1].
 
     Args:
-        items: ``frames`` (B, T, 3, H, W) uint8 and ``audio`` (B, T·s).
+        items: ``frames`` (B, T, 3, H, W) and ``still`` (B, 3, H, W) uint8, ``audio`` (B, N), and
+            ``eyes`` (B, T) where the set gives it.
+        context: frames of ``audio`` beyond both ends of ``frames``.
     """
-    frames = items["frames"].to(device, non_blocking=True)
-    audio = items["audio"].to(device, non_blocking=True)
-    return Batch(frames.float().div_(127.5).sub_(1), audio)
+    moved = {name: value.to(device, non_blocking=True) for name, value in items.items()}
+    frames, still = (moved[name].float().div_(127.5).sub_(1) for name in ("frames", "still"))
+    return Batch(frames, moved["audio"], still, context, moved.get("eyes"))
 
 
 def clip_to_device(item: Mapping[str, Tensor], device: torch.device) -> Batch:
     """The batch of one clip, an item of a prepared set."""
-    return to_device({name: item[name].unsqueeze(0) for name in ("frames", "audio")}, device)
+    tensors = ("frames", "still", "audio", "eyes")
+    return to_device({name: item[name].unsqueeze(0) for name in tensors if name in item}, device)

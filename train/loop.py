@@ -48,6 +48,7 @@ def train(config: TrainConfig) -> Path:
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
     config = dataclasses.replace(config, alignment=read_alignment(root))
+    trainer = make_trainer(config, device)
     clips = open_set(
         root,
         "train",
@@ -57,9 +58,12 @@ def train(config: TrainConfig) -> Path:
         random_crop=True,
         mirror=config.mirror,
         limit=config.limit,
+        any_still=config.any_still,
+        augment=config.augment,
+        context=trainer.model.context,
+        eyes=config.model.eyes,
     )
     validation = open_validation(config, root)
-    trainer = make_trainer(config, device)
     if config.encoders != "joint":
         load_encoders(trainer.model, Path(config.encoders))
         trainer.model.freeze_encoders()
@@ -82,7 +86,10 @@ def train(config: TrainConfig) -> Path:
     write_record(run, config, device)
     announce(config, trainer, clips, validation, run, device)
     log = MetricsLog(run, start)
-    sampler = StepSampler(len(clips), config.batch_size, config.seed, start, config.steps)
+    speakers = [clip["speaker"] for clip in clips.clips]
+    sampler = StepSampler(
+        speakers, config.batch_size, config.seed, start, config.steps, config.balance
+    )
     loader = make_loader(clips, sampler, config.workers, pin=device.type == "cuda")
 
     profile = Profile(trainer, run, config.steps - start) if config.profile else None
@@ -98,10 +105,11 @@ def train(config: TrainConfig) -> Path:
                     item = next(batches)
                 waited += time.perf_counter() - fetched
                 with trainer.section("host to device"):
-                    batch = to_device(item, device)
+                    batch = to_device(item, device, clips.context)
                 trainer.anneal((step - 1) / config.steps)
                 rng = torch.Generator().manual_seed(config.seed + 7919 * step)
                 terms = trainer.step(batch, rng)
+                trainer.update_average(step)
                 finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
                 bar.update()
 
@@ -183,15 +191,15 @@ def check_finite(
 @torch.no_grad()
 def generate(trainer: BaseTrainer, data: PreparedSet, count: int) -> list[tuple[Batch, Tensor]]:
     """The first ``count`` clips, one by one, with what the model makes of them (fixed noise)."""
-    trainer.model.eval()
+    model = trainer.average.eval()
     pairs = []
     for index in range(min(count, len(data))):
         batch = clip_to_device(data[index], trainer.device)
         with trainer.autocast:
             rng = torch.Generator().manual_seed(index)
-            generated = trainer.model(batch.still, batch.audio, rng).float()
+            generated = model(batch.still, batch.audio, rng).float()
         pairs.append((batch, generated))
-    trainer.model.train()
+    model.train(model is trainer.model)
     return pairs
 
 

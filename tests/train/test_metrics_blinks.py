@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from train.data.landmarks import eye_aspect_ratio
 from train.data.synthetic import render_clip
-from train.metrics.blinks import blink_scores, eye_aspect_ratio, find_blinks, synthetic_ear
+from train.metrics.blinks import blink_scores, find_blinks, synthetic_ear
 from train.metrics.score import MetricError, Score
 
 FPS = 25
@@ -70,7 +71,7 @@ def test_ratio_of_landmarks():
     assert eye_aspect_ratio(points) == pytest.approx([(2 / 3 + 2 / 6) / 2] * 4)
     points[[0, 2]] = np.nan
     assert eye_aspect_ratio(points) == pytest.approx([0, 0.5, 0.5, 0.5])
-    with pytest.raises(MetricError, match=r"expected \(T, 68, 2\)"):
+    with pytest.raises(DataError, match=r"expected \(T, 68, 2\)"):
         eye_aspect_ratio(points[:, :5])
 
 

@@ -224,12 +224,12 @@ def test_a_foreign_config_file_is_named(tmp_path):
 
 
 def test_batches_follow_from_the_step_alone():
-    whole = list(StepSampler(5, 3, 0, 0, 10))
-    assert list(StepSampler(5, 3, 0, 4, 10)) == whole[4:]
+    whole = list(StepSampler("abcde", 3, 0, 0, 10))
+    assert list(StepSampler("abcde", 3, 0, 4, 10)) == whole[4:]
     flat = [i for batch in whole for i in batch]
     assert sorted(flat[:5]) == [0, 1, 2, 3, 4]
     assert sorted(flat[5:10]) == [5, 6, 7, 8, 9]  # the second epoch
-    assert whole != list(StepSampler(5, 3, 1, 0, 10))
+    assert whole != list(StepSampler("abcde", 3, 1, 0, 10))
 
 
 def test_logs_drop_what_lies_after_the_checkpoint(tmp_path):

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.data.align import locate_eyes, warp
-from train.data.landmarks import align_landmarks, find_landmarks, load_predictor
+from train.data.landmarks import (
+    align_landmarks,
+    eye_openness,
+    find_landmarks,
+    load_predictor,
+)
 from train.data.media import MediaError, read_media
 from train.data.prepared import Clip, DataError, write_clip
 from train.data.splits import natural
@@ -83,7 +88,7 @@ def prepare_clip(
     """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
 
     ``landmarks`` is what ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes,
-    ``dlib`` or a predictor's path by landmarks.
+    ``dlib`` or a predictor's path by landmarks, and then the clip says how far its eyes are open.
 
     Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
@@ -97,10 +102,12 @@ def prepare_clip(
     if landmarks == "haar":
         eyes, found = locate_eyes(frames)
         faces, note = warp(frames, eyes, size), "" if found else EYES_GUESSED
+        known = {}
     else:
         face = find_landmarks(frames, load_predictor(landmarks))
         faces, note = align_landmarks(frames, face.points, size), face.note
-    clip = Clip(faces, audio, FPS, sample_rate, source.speaker, source.name)
+        known = {"eye_openness": eye_openness(face.points)}
+    clip = Clip(faces, audio, FPS, sample_rate, source.speaker, source.name, known)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_clip(target, clip, note=note)
     return target

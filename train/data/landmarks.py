@@ -31,6 +31,8 @@ from train.data.prepared import DataError
 FIVE = (33, 36, 39, 42, 45)  # base of the nose, corners of the eyes
 PLACES = np.array([[49.7, 72.2], [24.5, 43.9], [38.3, 44.6], [59.1, 43.7], [72.7, 42.5]])
 WINDOW = 7  # frames of the smoothing
+RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
+SHUT = 0.35  # aspect ratio of a shut eye, as a share of the same eye's open
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
 INSTALL = "pip install dlib-bin face_recognition_models"  # the extra ``faces``
 LICENCE = "its training pictures (iBUG 300-W) exclude commercial use"
@@ -198,6 +200,38 @@ def align_landmarks(
 def smooth(points: np.ndarray) -> np.ndarray:
     """Mean of points (T, K, 2) over seven frames; the first and last count on at the ends."""
     return uniform_filter1d(points, WINDOW, axis=0, mode="nearest")
+
+
+def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
+    """(T,) EAR, mean of both eyes, from 68-point landmarks (T, 68, 2).
+
+    The eye aspect ratio of Soukupova and Cech (2016): an eye's height over its width. Frames
+    without a face are NaN: they repeat the last EAR, or are 0 before the first face.
+    """
+    points = np.asarray(landmarks, np.float64)
+    if points.ndim != 3 or points.shape[1:] != (68, 2):
+        raise DataError(f"landmarks: expected (T, 68, 2), got {points.shape}")
+    ratios = []
+    for eye in (RIGHT_EYE, LEFT_EYE):
+        p = points[:, eye]
+        height = np.linalg.norm(p[:, 1] - p[:, 5], axis=1)
+        height += np.linalg.norm(p[:, 2] - p[:, 4], axis=1)
+        width = np.linalg.norm(p[:, 0] - p[:, 3], axis=1)
+        ratios.append(height / np.maximum(2 * width, 1e-9))
+    ear = np.mean(ratios, axis=0)
+    for t in np.flatnonzero(~np.isfinite(ear)):
+        ear[t] = ear[t - 1] if t else 0.0
+    return ear
+
+
+def eye_openness(landmarks: np.ndarray) -> np.ndarray:
+    """(T,) float32 from 0 (shut) to 1 (open), from the landmarks (T, 68, 2) of one clip.
+
+    Open is the clip's own: the aspect ratio that a fifth of its frames exceed.
+    """
+    ear = eye_aspect_ratio(landmarks)
+    opened = max(float(np.quantile(ear, 0.8)), 1e-6)
+    return np.clip((ear / opened - SHUT) / (1 - SHUT), 0, 1).astype(np.float32)
 
 
 @functools.cache

@@ -30,28 +30,6 @@ from train.metrics.score import MetricError, Score, check_frames
 THRESHOLD = 0.072  # fall of the EAR from one frame to the next
 DISTANCE = 4  # frames between closings
 LEVEL = 0.9
-RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)  # of the 68 landmarks
-
-
-def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
-    """(T,) EAR, mean of both eyes, from 68-point landmarks (T, 68, 2).
-
-    Frames without a face are NaN: they repeat the last EAR, or are 0 before the first face.
-    """
-    points = np.asarray(landmarks, np.float64)
-    if points.ndim != 3 or points.shape[1:] != (68, 2):
-        raise MetricError(f"landmarks: expected (T, 68, 2), got {points.shape}")
-    ratios = []
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        p = points[:, eye]
-        height = np.linalg.norm(p[:, 1] - p[:, 5], axis=1)
-        height += np.linalg.norm(p[:, 2] - p[:, 4], axis=1)
-        width = np.linalg.norm(p[:, 0] - p[:, 3], axis=1)
-        ratios.append(height / np.maximum(2 * width, 1e-9))
-    ear = np.mean(ratios, axis=0)
-    for t in np.flatnonzero(~np.isfinite(ear)):
-        ear[t] = ear[t - 1] if t else 0.0
-    return ear
 
 
 def find_blinks(

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.landmarks import INSTALL
-from train.metrics.blinks import blink_scores, eye_aspect_ratio, synthetic_ear
+from train.data.landmarks import INSTALL, eye_aspect_ratio
+from train.metrics.blinks import blink_scores, synthetic_ear
 from train.metrics.cpbd import cpbd_score
 from train.metrics.faces import FaceEmbedder, FaceReader
 from train.metrics.identity import OurEmbedder, identity_scores

@@ -102,6 +102,6 @@ def load_run(
     config = dataclasses.replace(load_config(run), kernels=kernels)
     tensors, _ = read_checkpoint(run)
     model = build_model(config)
-    model_only = {key: value for key, value in tensors.items() if key.startswith("model.")}
-    load_modules({"model": model}, model_only, run)
+    name = "average" if any(key.startswith("average.") for key in tensors) else "model"
+    load_modules({name: model}, tensors, run)
     return config, model.to(device).eval().requires_grad_(False)

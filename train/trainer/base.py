@@ -1,6 +1,7 @@
 """What every trainer has: a model, optimisers, learning rates and precision."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -37,6 +38,11 @@ class BaseTrainer:
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         #: What a checkpoint holds, by name.
         self.modules: dict[str, nn.Module] = {"model": self.model}
+        #: The model that is shown, measured and kept for use: its running average, if asked for.
+        self.average: Any = self.model
+        if config.average:
+            self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+            self.modules["average"] = self.average
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
     def rates(self) -> dict[str, tuple[nn.Module, float]]:
@@ -59,6 +65,22 @@ class BaseTrainer:
             ]
             groups = [group for group in groups if group["params"]]
             self.optimizers[name] = torch.optim.Adam(groups, lr, self.config.betas, fused=True)
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Move the running average towards the model after step ``step``, counted from 1.
+
+        In the first steps the average is over what there is so far.
+        """
+        if self.average is self.model:
+            return
+        share = max(1 - self.config.average, 1 / (step + 1))
+        current = self.model.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], share)
+            else:
+                value.copy_(current[name])
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates for a run that is ``progress`` (0 to 1) done."""

@@ -14,6 +14,7 @@ from train.trainer.losses import (
     fake_loss,
     generator_loss,
     l1_loss,
+    mouth_box,
     real_loss,
     top_half,
 )
@@ -95,7 +96,9 @@ class Trainer(BaseTrainer):
         size, weights = self.config.model, self.config.loss
         choice = choose(len(batch.frames), batch.frames.shape[1], size.snippet_frames, rng)
         with self.section("generator forward"), self.autocast:
-            fake = self.model(batch.still, batch.audio, rng)  # (B, T, 3, H, W)
+            fake = self.model(
+                batch.still, batch.speech, rng, context=batch.context, eyes=batch.eyes
+            )  # (B, T, 3, H, W)
         terms = {}
         for name in DISCRIMINATORS:
             with self.section(f"{name} discriminator"):
@@ -121,14 +124,18 @@ class Trainer(BaseTrainer):
         with self.section("other losses"):
             l1 = l1_loss(bottom_half(video.float()), bottom_half(batch.frames))
             l1_top = l1_loss(top_half(video.float()), top_half(batch.frames))
+            l1_mouth = l1_loss(mouth_box(video.float()), mouth_box(batch.frames))
             omega = self._omega()
             weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
+            weighted = weighted + weights.l1_mouth * l1_mouth
             weighted.backward()
         with self.section("generator backward"):
             fake.backward(video.grad)
         with self.section("optimiser"):
             self.optimizers["generator"].step()
         terms |= {"l1": l1.detach(), "l1_top": l1_top.detach(), "omega": omega.detach()}
+        if weights.l1_mouth:
+            terms["l1_mouth"] = l1_mouth.detach()
         terms["generator"] = total + weighted.detach()
         return {f"loss/{name}": value for name, value in terms.items()}
 
