@@ -23,9 +23,9 @@ REACH = 0.06
 class Composition(nn.Module):
     """Still (B, 3, H, W) and maps (B, T, C, H, W) in (−1, 1) → frames (B, T, 3, H, W) in [−1, 1].
 
-    With colours c, mask m and displacement d, ``direct`` is c and ``mask`` still + σ(m) (c − still);
-    ``warp`` is the same with the still at x + d, sampled bilinearly, for the still at x. The mask
-    starts at 12 % and never reaches 0: one that closed too early can open again.
+    With colours c, mask m and displacement d: ``direct`` is c; ``mask`` is s + σ(m) (c − s), s the
+    still; ``warp`` is the same with s the still at x + d, sampled bilinearly. The mask starts at
+    12 % and never reaches 0: one that closed too early can open again.
 
     Args:
         kind: one of :data:`COMPOSITIONS`.

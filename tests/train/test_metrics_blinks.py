@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from train.data.landmarks import eye_aspect_ratio
+from train.data.prepared import DataError
 from train.data.synthetic import render_clip
 from train.metrics.blinks import blink_scores, find_blinks, synthetic_ear
 from train.metrics.score import MetricError, Score

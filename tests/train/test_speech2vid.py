@@ -36,7 +36,7 @@ def smooth():
     squares = F.interpolate(item.frames[:, 0, :, ::8, ::8], scale_factor=8)
     loud = torch.linspace(0.2, 1, CONFIG.frames)
     item.frames[:] = squares[:, None] * loud[None, :, None, None, None]
-    item.audio *= loud.repeat_interleave(CONFIG.model.samples_per_frame)
+    item.speech *= loud.repeat_interleave(CONFIG.model.samples_per_frame)
     return item
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from train.metrics.blinks import LEFT_EYE, RIGHT_EYE
+from train.data.landmarks import LEFT_EYE, RIGHT_EYE
 from train.metrics.quality import psnr
 from train.metrics.score import MetricError, Score, check_pair
 
