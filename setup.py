@@ -1,11 +1,18 @@
-"""Metadata is in pyproject.toml. POLYFUSION_BUILD_CUDA=1 builds the CUDA extension as well."""
+"""The package with the sources of its CUDA kernels, and their optional build ahead of time.
+
+Everything else is in pyproject.toml. ``POLYFUSION_BUILD_CUDA=1 pip install .`` compiles the kernels
+into the package, so that nobody has to run ``python -m polyfusion.build``.
+"""
 
 import importlib.util
 import os
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+TORCH = "torch>=2.11,<2.14"  # as in pyproject.toml: its headers are needed to compile
 
 
 class BuildCuda(build_ext):
@@ -15,8 +22,7 @@ class BuildCuda(build_ext):
         return str(Path(*name.split(".")).with_suffix(".so"))
 
     def build_extension(self, extension: Extension) -> None:
-        path = Path(__file__).with_name("polyfusion") / "build.py"
-        spec = importlib.util.spec_from_file_location("polyfusion_build", path)
+        spec = importlib.util.spec_from_file_location("_build", ROOT / "polyfusion" / "build.py")
         build = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build)
         try:
@@ -25,11 +31,13 @@ class BuildCuda(build_ext):
             raise SystemExit(f"POLYFUSION_BUILD_CUDA=1: {error}") from None
 
 
-if os.environ.get("POLYFUSION_BUILD_CUDA") == "1":
-    cuda = {
-        "ext_modules": [Extension("polyfusion._cuda", [])],
-        "cmdclass": {"build_ext": BuildCuda},
-    }
-else:
-    cuda = {}
-setup(**cuda)
+cuda = {
+    "ext_modules": [Extension("polyfusion._cuda", [])],
+    "cmdclass": {"build_ext": BuildCuda},
+    "setup_requires": [TORCH],  # an isolated build installs it; an ordinary one needs no PyTorch
+}
+setup(
+    packages=[*find_packages(include=["polyfusion", "polyfusion.*"]), "polyfusion.csrc"],
+    package_dir={"polyfusion.csrc": "csrc"},
+    **(cuda if os.environ.get("POLYFUSION_BUILD_CUDA") == "1" else {}),
+)

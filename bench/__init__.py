@@ -1,4 +1,4 @@
-"""Benchmarks against every honest peer: `pytest bench/ --benchmark-only`, or `python -m bench`."""
+"""Benchmarks against honest peers: ``pytest bench/ --benchmark-only`` or ``python -m bench``."""
 
 import os
 

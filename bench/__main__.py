@@ -22,8 +22,14 @@ from bench.results import RESULTS_FILE, ResultsError, read_results, regressions
 
 #: Seconds after which nothing new is begun, and seconds of timing for a pass, by group.
 BUDGET = {"cpu": 440, "cuda": 420}
-SECONDS = {"fusion": 0.15, "block": 0.2, "generator": 0.6, "inference": 0.6, "training step": 1.0,
-           "growth": 0.05}  # fmt: skip
+SECONDS = {
+    "fusion": 0.15,
+    "block": 0.2,
+    "generator": 0.6,
+    "inference": 0.6,
+    "training step": 1.0,
+    "growth": 0.05,
+}
 
 
 def selection(on_gpu: bool) -> list[Comparison]:

@@ -50,18 +50,24 @@ BLOCKS: dict[str, Block] = {
     **{f"skip conv {c}, {h}×{w}": skip_conv(c, h, w) for c, (h, w) in MAPS.items()},
     **{
         f"up conv {c} → {c // 2}, {h}×{w}": (
-            functools.partial(UpConvBlock, c, c // 2), PlainUpConv, [(None, c, h, w)]
+            functools.partial(UpConvBlock, c, c // 2),
+            PlainUpConv,
+            [(None, c, h, w)],
         )
         for c, (h, w) in MAPS.items()
     },
     "final 64 → 3, 64×48": (lambda: FinalBlock(64), PlainFinal, [(None, 64, 64, 48)]),
     "norm of u + s, 256, 16×12": (
-        lambda: NormActivation(256), PlainSkipNorm, [(None, 256, 16, 12), ("B", 256, 16, 12)]
+        lambda: NormActivation(256),
+        PlainSkipNorm,
+        [(None, 256, 16, 12), ("B", 256, 16, 12)],
     ),
     "norm, slope 0.2, 256, 16×12": (
-        lambda: NormActivation(256, slope=0.2), PlainNorm, [(None, 256, 16, 12)]
+        lambda: NormActivation(256, slope=0.2),
+        PlainNorm,
+        [(None, 256, 16, 12)],
     ),
-}  # fmt: skip
+}
 
 
 def comparisons() -> list[Comparison]:
@@ -76,10 +82,15 @@ def block_comparison(name: str, dtype: str = "float32") -> Comparison:
     variants += [COMPILED_REWRITTEN] if compiled else []
     variants += fused_kernels()
     return Comparison(
-        "block", name, tuple(variants),
+        "block",
+        name,
+        tuple(variants),
         functools.partial(build_block, BLOCKS[name], tuple(variants), CLIPS, FRAMES, dtype),
-        DEVICE, dtype, tolerance=TOLERANCE[dtype], size={"clips": CLIPS, "frames": FRAMES},
-    )  # fmt: skip
+        DEVICE,
+        dtype,
+        tolerance=TOLERANCE[dtype],
+        size={"clips": CLIPS, "frames": FRAMES},
+    )
 
 
 def build_block(

@@ -19,8 +19,9 @@ from bench.measure import (
 )
 from bench.peers import HAVE_TENSORLY, TENSORLY_FORMS, tensorly_fusion
 from bench.straightforward import published_fusion
+from polyfusion.dispatch import cuda_problem, triton_problem
 from polyfusion.nn import make_fusion
-from polyfusion.ops._dispatch import cuda_problem, triton_problem
+from polyfusion.nn.fusion import FUSED as FORMS
 
 #: Clips B, frames T, view sizes d_v, outputs m, rank k. At k = 128, the paper's, Tucker has half of
 #: every size; at others it has k in every mode.
@@ -31,7 +32,6 @@ SIZES: dict[str, dict] = {
     "small rank": {"clips": 16, "frames": 75, "dims": (256, 128), "outputs": 384, "rank": 8},
 }
 SHORT = {"clips": 2, "frames": 25, "dims": (256, 128), "outputs": 384, "rank": 128}
-FORMS = ("cp", "tucker", "cmf", "cmf-sr")
 DEVICE = pick_device()
 
 
@@ -81,9 +81,15 @@ def fusion_comparison(form: str, name: str, size: dict, dtype: str = "float32") 
     build = functools.partial(build_fusion, form, tuple(variants), dtype=dtype, **size)
     described = {k: v for k, v in size.items() if k != "dims"} | {"views": len(size["dims"])}
     return Comparison(
-        "fusion", f"{form}, {name}", tuple(variants), build, DEVICE, dtype,
-        tolerance=2e-4 if dtype == "float32" else 3e-2, size=described,
-    )  # fmt: skip
+        "fusion",
+        f"{form}, {name}",
+        tuple(variants),
+        build,
+        DEVICE,
+        dtype,
+        tolerance=2e-4 if dtype == "float32" else 3e-2,
+        size=described,
+    )
 
 
 def build_fusion(

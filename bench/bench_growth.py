@@ -7,8 +7,13 @@ from bench.bench_fusion import DEVICE, build_fusion, fused_kernels
 from bench.measure import PUBLISHED, REWRITTEN, Comparison
 
 ON_GPU = DEVICE.type == "cuda"
-BASE = {"clips": 16 if ON_GPU else 4, "frames": 75 if ON_GPU else 25, "dims": (256, 128),
-        "outputs": 384, "rank": 128}  # fmt: skip
+BASE = {
+    "clips": 16 if ON_GPU else 4,
+    "frames": 75 if ON_GPU else 25,
+    "dims": (256, 128),
+    "outputs": 384,
+    "rank": 128,
+}
 FRAMES = (1, 3, 10, 30, 100, 300)
 CLIPS = (1, 4, 16, 64)
 RANKS = (8, 32, 128, 512)
@@ -33,19 +38,29 @@ def comparisons() -> list[Comparison]:
 def _fusion(form: str, axis: str, value: int, size: dict) -> Comparison:
     variants = (PUBLISHED, REWRITTEN, *fused_kernels())
     return Comparison(
-        "growth", f"{form} over {axis}, {value}", variants,
-        functools.partial(build_fusion, form, variants, **size), DEVICE, passes=("both",),
+        "growth",
+        f"{form} over {axis}, {value}",
+        variants,
+        functools.partial(build_fusion, form, variants, **size),
+        DEVICE,
+        passes=("both",),
         size={axis: value},
-    )  # fmt: skip
+    )
 
 
 def _block(frames: int) -> Comparison:
     variants = (PUBLISHED, REWRITTEN, *fused_kernels())
     build = functools.partial(build_block, skip_conv(*SKIP_CONV), variants, 1, frames)
     return Comparison(
-        "growth", f"skip conv over frames, {frames}", variants, build, DEVICE, passes=("both",),
-        tolerance=TOLERANCE["float32"], size={"frames": frames},
-    )  # fmt: skip
+        "growth",
+        f"skip conv over frames, {frames}",
+        variants,
+        build,
+        DEVICE,
+        passes=("both",),
+        tolerance=TOLERANCE["float32"],
+        size={"frames": frames},
+    )
 
 
 def test_growth(comparison: Comparison, run: str, variant: str, replay) -> None:

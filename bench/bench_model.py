@@ -32,7 +32,8 @@ from model.encoders import audio_windows
 from model.folding import fold
 from model.generator import Generator
 from train.config import PRESETS, TrainConfig
-from train.gan import Batch, Trainer
+from train.device import Batch
+from train.trainer.gan import Trainer
 
 DEVICE = pick_device()
 ON_GPU = DEVICE.type == "cuda"
@@ -63,9 +64,16 @@ def generator_comparison(preset: str, dtype: str = "float32") -> Comparison:
     clips, frames = STEPS[preset]
     build = functools.partial(build_generator, preset, tuple(variants), dtype)
     return Comparison(
-        "generator", preset, tuple(variants), build, DEVICE, dtype, ("forward", "both"),
-        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
-    )  # fmt: skip
+        "generator",
+        preset,
+        tuple(variants),
+        build,
+        DEVICE,
+        dtype,
+        ("forward", "both"),
+        tolerance=1e-2 if dtype == "float32" else 0.3,
+        size={"clips": clips, "frames": frames},
+    )
 
 
 def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
@@ -116,9 +124,16 @@ def inference_comparison(preset: str, stream: bool, dtype: str = "float32") -> C
     name = f"{preset}, {'frame by frame' if stream else f'clip of {CLIP} frames'}"
     build = functools.partial(build_inference, preset, stream, variants, dtype)
     return Comparison(
-        "inference", name, variants, build, DEVICE, dtype, ("forward",),
-        tolerance=1e-3 if dtype == "float32" else 0.1, size={"clips": 1, "frames": frames},
-    )  # fmt: skip
+        "inference",
+        name,
+        variants,
+        build,
+        DEVICE,
+        dtype,
+        ("forward",),
+        tolerance=1e-3 if dtype == "float32" else 0.1,
+        size={"clips": 1, "frames": frames},
+    )
 
 
 def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype: str) -> Workload:
@@ -155,14 +170,12 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
     return Workload({name: subject(name) for name in variants}, oracle, frames, config.fps)
 
 
-def one_by_one(
-    model: nn.Module, still: Tensor, audio: Tensor, generator: torch.Generator
-) -> Tensor:
+def one_by_one(model: nn.Module, still: Tensor, audio: Tensor, rng: torch.Generator) -> Tensor:
     """The video, each frame made before the next one's audio window is looked at."""
     encoder = model.audio
     windows = audio_windows(audio, encoder.window, encoder.stride)
     identity, skips = model.identity(still)
-    noise = model.noise.sample(*windows.shape[:2], generator)
+    noise = model.noise.sample(*windows.shape[:2], rng)
     hidden = noise_hidden = None
     frames = []
     for t in range(windows.shape[1]):
@@ -188,9 +201,16 @@ def step_comparison(preset: str, dtype: str = "float32") -> Comparison:
     clips, frames = STEPS[preset]
     build = functools.partial(build_step, preset, variants, dtype)
     return Comparison(
-        "training step", preset, variants, build, DEVICE, dtype, ("step",),
-        tolerance=1e-2 if dtype == "float32" else 0.3, size={"clips": clips, "frames": frames},
-    )  # fmt: skip
+        "training step",
+        preset,
+        variants,
+        build,
+        DEVICE,
+        dtype,
+        ("step",),
+        tolerance=1e-2 if dtype == "float32" else 0.3,
+        size={"clips": clips, "frames": frames},
+    )
 
 
 def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
@@ -243,10 +263,10 @@ def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> lis
 
 def random_batch(config: TrainConfig, clips: int, frames: int) -> Batch:
     """Noise of a batch's shape."""
-    generator = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     m = config.model
-    video = torch.rand(clips, frames, 3, m.height, m.width, generator=generator) * 2 - 1
-    audio = torch.rand(clips, frames * m.samples_per_frame, generator=generator) * 2 - 1
+    video = torch.rand(clips, frames, 3, m.height, m.width, generator=rng) * 2 - 1
+    audio = torch.rand(clips, frames * m.samples_per_frame, generator=rng) * 2 - 1
     return Batch(video.to(DEVICE), audio.to(DEVICE))
 
 

@@ -17,10 +17,15 @@ from matplotlib.ticker import NullLocator
 from bench.results import Results
 
 COLOURS = {
-    "published": "#8a8a8a", "compile of published": "#c4a35a", "rewritten": "#2b6cb0",
-    "compile of rewritten": "#76b5d9", "tensorly": "#b05a7a", "triton": "#2f855a",
-    "cuda": "#8a5ac4", "folded": "#d97706",
-}  # fmt: skip
+    "published": "#8a8a8a",
+    "compile of published": "#c4a35a",
+    "rewritten": "#2b6cb0",
+    "compile of rewritten": "#76b5d9",
+    "tensorly": "#b05a7a",
+    "triton": "#2f855a",
+    "cuda": "#8a5ac4",
+    "folded": "#d97706",
+}
 AXES = {"frames": "frames T", "clips": "clips B", "rank": "rank k", "views": "views V"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 #: Speed-ups below this are written, not drawn.
@@ -88,8 +93,14 @@ def speedups(results: Results) -> Figure | None:
                 middle, max(speedup, SLOWEST) - 1, height, left=1, color=COLOURS[variant]
             )
             if speedup < SLOWEST:
-                axis.text(SLOWEST * 1.05, middle, f"{speedup:.1g}×", va="center", fontsize=6,
-                          color="white")  # fmt: skip
+                axis.text(
+                    SLOWEST * 1.05,
+                    middle,
+                    f"{speedup:.1g}×",
+                    va="center",
+                    fontsize=6,
+                    color="white",
+                )
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     axis.set_xlim(left=SLOWEST)
@@ -99,9 +110,13 @@ def speedups(results: Results) -> Figure | None:
     axis.set_xlabel("times as fast as the published form in the same run")
     names = [v for v in COLOURS if v in drawn]
     figure.legend(
-        [drawn[v] for v in names], names, fontsize=7, frameon=False, ncols=len(names),
+        [drawn[v] for v in names],
+        names,
+        fontsize=7,
+        frameon=False,
+        ncols=len(names),
         loc="outside upper center",
-    )  # fmt: skip
+    )
     axis.grid(axis="x", alpha=0.3)
     return figure
 
@@ -139,9 +154,12 @@ def roofline(results: Results) -> Figure | None:
             label = variant if dtype == "float32" else f"{variant}, bf16"
             if points:
                 axis.scatter(
-                    *zip(*points, strict=True), s=14, edgecolors=colour, facecolors=fill,
+                    *zip(*points, strict=True),
+                    s=14,
+                    edgecolors=colour,
+                    facecolors=fill,
                     label=label,
-                )  # fmt: skip
+                )
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("FLOP per compulsory byte")
@@ -190,9 +208,12 @@ def growth(results: Results) -> Figure | None:
     columns = min(4, len(panels))
     blocks = math.ceil(len(panels) / columns)
     figure, axes = plt.subplots(
-        2 * blocks, columns, figsize=(2.6 * columns, 4.6 * blocks), layout="constrained",
+        2 * blocks,
+        columns,
+        figsize=(2.6 * columns, 4.6 * blocks),
+        layout="constrained",
         squeeze=False,
-    )  # fmt: skip
+    )
     for axis in axes.flat:
         axis.set_visible(False)
     drawn = {}
@@ -213,9 +234,12 @@ def growth(results: Results) -> Figure | None:
                 )
                 if points:
                     [drawn[variant]] = axis.plot(
-                        *zip(*points, strict=True), "o-", markersize=3, linewidth=1.2,
+                        *zip(*points, strict=True),
+                        "o-",
+                        markersize=3,
+                        linewidth=1.2,
                         color=COLOURS[variant],
-                    )  # fmt: skip
+                    )
                     ticks |= {x for x, _ in points}
             axis.set_xscale("log")
             axis.set_yscale("log")
@@ -232,7 +256,11 @@ def growth(results: Results) -> Figure | None:
             if below == 0:
                 axis.set_title(form, fontsize=9)
     figure.legend(
-        drawn.values(), drawn, fontsize=8, frameon=False, ncols=len(drawn),
+        drawn.values(),
+        drawn,
+        fontsize=8,
+        frameon=False,
+        ncols=len(drawn),
         loc="outside upper center",
-    )  # fmt: skip
+    )
     return figure

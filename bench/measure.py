@@ -24,8 +24,12 @@ REWRITTEN = "rewritten"
 COMPILED_REWRITTEN = "compile of rewritten"
 FOLDED = "folded"
 #: Variants that FLOPs cannot be counted in are counted as the form they compute.
-COUNTED_AS = {COMPILED: PUBLISHED, COMPILED_REWRITTEN: REWRITTEN, "triton": REWRITTEN,
-              "cuda": REWRITTEN}  # fmt: skip
+COUNTED_AS = {
+    COMPILED: PUBLISHED,
+    COMPILED_REWRITTEN: REWRITTEN,
+    "triton": REWRITTEN,
+    "cuda": REWRITTEN,
+}
 PASSES = ("forward", "backward", "both")
 ROUNDS = (3, 60)
 #: How many times slower than the baseline a variant may be to have more than two turns.
@@ -217,9 +221,14 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
         samples = interleave(subjects, run, device, seconds) if subjects else {}
         for name in comparison.variants:
             row = Row(
-                comparison.group, comparison.case, comparison.dtype, run, name, comparison.size,
+                comparison.group,
+                comparison.case,
+                comparison.dtype,
+                run,
+                name,
+                comparison.size,
                 tolerance=comparison.tolerance,
-            )  # fmt: skip
+            )
             rows.append(row)
             if name in failures:
                 row.failure = failures[name]

@@ -1,4 +1,4 @@
-"""The fusion operators of others: TensorLy and tensorly-torch, of `pip install .[bench]`."""
+"""The fusion operators of others: TensorLy and tensorly-torch, of ``pip install .[bench]``."""
 
 import importlib.util
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Reports of results: Markdown and one HTML file per run, the tables of README and docs.
 
-python -m bench.report        regenerate README and docs/performance.md from bench/results/
+python -m bench.report        write them all from bench/results/; README and docs/performance.md too
 """
 
 import html
@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.figures import all_figures, growth, last_runs, save, speedups, to_svg
 from bench.results import Results, ResultsError, read_results
+from polyfusion.nn.fusion import FUSED
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -18,7 +19,7 @@ OURS = ("rewritten", "compile of rewritten", "folded", "triton", "cuda")
 PEERS = ("published", "compile of published", "tensorly")
 #: The README's rows: group, beginning of the case, dtype.
 SHORT = (
-    *(("fusion", f"{form}, paper", "float32") for form in ("cp", "tucker", "cmf", "cmf-sr")),
+    *(("fusion", f"{form}, paper", "float32") for form in FUSED),
     ("fusion", "cp, stream", "float32"),
     ("block", "skip conv 1024", "float32"),
     ("block", "final", "float32"),
@@ -86,20 +87,41 @@ def detail(row: dict[str, Any]) -> list[str]:
         return [row["case"], row["dtype"], row["run"], row["variant"], row["failure"], *[""] * 10]
     speedup = f"{row['speedup']:.2f}×" if row["speedup"] else f"refused: {row['failure']}"
     return [
-        row["case"], row["dtype"], row["run"], row["variant"],
+        row["case"],
+        row["dtype"],
+        row["run"],
+        row["variant"],
         f"{number(row['median'], 1e3)} ({number(row['p20'], 1e3)}-{number(row['p80'], 1e3)})",
-        speedup, number(row["flops"], 1e-9), number(row["flop_share"], 100, " %"),
-        number(row["byte_share"], 100, " %"), number(row["peak_bytes"], 1e-6),
-        number(row["launches"]), number(row["frames_per_second"]), number(row["real_time"]),
-        f"{row['error']:.0e}" if row["error"] is not None else "", number(row["first_call"]),
-    ]  # fmt: skip
+        speedup,
+        number(row["flops"], 1e-9),
+        number(row["flop_share"], 100, " %"),
+        number(row["byte_share"], 100, " %"),
+        number(row["peak_bytes"], 1e-6),
+        number(row["launches"]),
+        number(row["frames_per_second"]),
+        number(row["real_time"]),
+        f"{row['error']:.0e}" if row["error"] is not None else "",
+        number(row["first_call"]),
+    ]
 
 
 DETAIL_HEADER = (
-    "case", "dtype", "pass", "variant", "ms (p20-p80)", "speed-up", "GFLOP", "of matmul",
-    "of copy", "peak MB", "launches", "frames/s", "× real time",
-    "error", "first call, s",
-)  # fmt: skip
+    "case",
+    "dtype",
+    "pass",
+    "variant",
+    "ms (p20-p80)",
+    "speed-up",
+    "GFLOP",
+    "of matmul",
+    "of copy",
+    "peak MB",
+    "launches",
+    "frames/s",
+    "× real time",
+    "error",
+    "first call, s",
+)
 
 
 def passes(results: Results) -> dict[tuple[str, ...], dict[str, float]]:
@@ -253,11 +275,12 @@ def generated(folder: Path) -> tuple[str, str]:
 
 
 def write_docs(folder: Path, root: Path = ROOT) -> None:
-    """Write README's and docs/performance.md's sections, and the figures of the latter."""
+    """Write the report of every run in ``folder``, and what README and docs/ say of it."""
     readme, performance = generated(folder)
     for path, text in ((root / "README.md", readme), (root / "docs/performance.md", performance)):
         path.write_text(replace_between(path.read_text(), text, path))
     for path in sorted(folder.glob("*/results.jsonl")):
+        write_report(path.parent)
         results = read_results(path.parent)
         kind = results.head["machine"]["kind"]
         for name, figure in (("growth", growth(results)), ("speedup", speedups(results))):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from model import Discriminators, TalkingFace
 from model.convolution import HalvingConv2d
-from polyfusion.nn import NormActivation, merge_skip_weight
+from polyfusion.nn import CMFFusion, NormActivation, merge_skip_weight
 from polyfusion.ops import reference
 from train.config import TrainConfig
-from train.gan import Batch, choose, take_audio, take_frames
+from train.device import Batch
+from train.trainer.gan import choose, take_audio, take_frames
 
 
 class PlainNorm(nn.BatchNorm2d):
@@ -122,7 +123,7 @@ def published_fusion(layer: nn.Module, views: list[Tensor], noise: Tensor | None
     if form == "TuckerFusion":
         factors = list(layer.factors)
         return reference.tucker_fusion_published(views, layer.core, factors, layer.out, noise)
-    if form == "CMFFusion":
+    if isinstance(layer, CMFFusion):
         second = None if layer.second is None else list(layer.second)
         return reference.cmf_fusion_published(
             views, list(layer.first), second, layer.out, layer.bias, noise
@@ -142,15 +143,15 @@ class PlainTalkingFace(nn.Module):
         )
         self.generator = PlainGenerator(model.generator)
 
-    def forward(self, still: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator) -> Tensor:
         speech = self.audio(audio)
         identity, skips = self.identity(still)
-        noise = self.noise(self.noise.sample(*speech.shape[:2], generator).to(speech.dtype))
+        noise = self.noise(self.noise.sample(*speech.shape[:2], rng).to(speech.dtype))
         return self.generator(published_fusion(self.fusion, [speech, identity], noise), skips)
 
 
 class PlainTrainer:
-    """The update rule of train.gan, each network called wherever its output is needed."""
+    """The update rule of ``train.trainer.gan``; networks are called where needed."""
 
     def __init__(self, config: TrainConfig, model: TalkingFace, discriminators: Discriminators):
         self.config = c = config
@@ -158,9 +159,12 @@ class PlainTrainer:
         self.discriminators = d = plain_copy(discriminators)
         device = next(model.parameters()).device
         self.to(device)
-        rates = ((self.model, c.lr_generator), (d.frame, c.lr_frame), (d.sequence, c.lr_seq),
-                 (d.sync, c.lr_sync))  # fmt: skip
-        self.rates = rates
+        self.rates = (
+            (self.model, c.lr_generator),
+            (d.frame, c.lr_frame),
+            (d.sequence, c.lr_sequence),
+            (d.sync, c.lr_sync),
+        )
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bf16"
         )
@@ -181,9 +185,9 @@ class PlainTrainer:
         """One update of the discriminators and one of the generator; their loss terms."""
         size, d = self.config.model, self.discriminators
         n, stride, samples = size.snippet_frames, size.samples_per_frame, size.window
-        generator = torch.Generator().manual_seed(seed)
-        choice = choose(len(batch.frames), batch.frames.shape[1], n, generator)
-        state = generator.get_state()
+        rng = torch.Generator().manual_seed(seed)
+        choice = choose(len(batch.frames), batch.frames.shape[1], n, rng)
+        state = rng.get_state()
         speech = take_audio(batch.audio, choice.snippet, stride, samples)
         shifted = take_audio(batch.audio, choice.shifted, stride, samples)
 
@@ -197,7 +201,7 @@ class PlainTrainer:
             }
 
         with torch.no_grad(), self.autocast:
-            fake = self.model(batch.still, batch.audio, generator)
+            fake = self.model(batch.still, batch.audio, rng)
         with self.autocast:
             logits = judge(fake, "fake") | judge(batch.frames, "real")
             snippet = take_frames(batch.frames, choice.snippet, n)
@@ -205,7 +209,7 @@ class PlainTrainer:
             d_terms = {
                 "d_frame": cross_entropy(logits["frame_real"], 1)
                 + cross_entropy(logits["frame_fake"], 0),
-                "d_seq": cross_entropy(logits["sequence_real"], 1)
+                "d_sequence": cross_entropy(logits["sequence_real"], 1)
                 + cross_entropy(logits["sequence_fake"], 0),
                 "d_sync": cross_entropy(logits["sync_real"], 1)
                 + 0.5 * cross_entropy(logits["sync_shifted"], 0)
@@ -218,15 +222,15 @@ class PlainTrainer:
             optimizer.step()
 
         d.requires_grad_(False)
-        generator.set_state(state)
+        rng.set_state(state)
         with self.autocast:
-            fake = self.model(batch.still, batch.audio, generator)
+            fake = self.model(batch.still, batch.audio, rng)
             logits = judge(fake, "fake")
             error = (fake - batch.frames).abs()
             middle = size.height // 2
             g_terms = {
                 "g_frame": cross_entropy(logits["frame_fake"], 1),
-                "g_seq": cross_entropy(logits["sequence_fake"], 1),
+                "g_sequence": cross_entropy(logits["sequence_fake"], 1),
                 "g_sync": 0.5 * cross_entropy(logits["sync_fake"], 1),
                 "l1": error[..., middle:, :].mean(),
                 "l1_top": error[..., :middle, :].mean(),
@@ -236,9 +240,13 @@ class PlainTrainer:
             }
             w = self.config.loss
             total = (
-                w.frame * g_terms["g_frame"] + w.seq * g_terms["g_seq"] + w.sync * g_terms["g_sync"]
-                + w.l1 * g_terms["l1"] + w.l1_top * g_terms["l1_top"] + w.omega * g_terms["omega"]
-            )  # fmt: skip
+                w.frame * g_terms["g_frame"]
+                + w.sequence * g_terms["g_sequence"]
+                + w.sync * g_terms["g_sync"]
+                + w.l1 * g_terms["l1"]
+                + w.l1_top * g_terms["l1_top"]
+                + w.omega * g_terms["omega"]
+            )
         self.for_model.zero_grad()
         total.backward()
         self.for_model.step()

@@ -141,17 +141,17 @@ void check_rank(Type type, int64_t rank) {
                   " needs more shared memory than a block has; use kernels='triton' or 'eager'");
 }
 
-// Arguments of gated_*, in the kernels' order: the framed view first.
-struct GatedArguments {
+// Arguments of cp_* and cmf_*, in the kernels' order: the framed view first.
+struct HadamardArguments {
   Views views;
   Tensors first, second;
   Tensor out;
   std::optional<Tensor> bias;
   int order[2] = {0, 1};
-  polyfusion::Gated g{};
+  polyfusion::Hadamard g{};
 
-  GatedArguments(int64_t form, Tensors given, Tensors first_given, Tensors second_given,
-                 const Tensor& out_given, const std::optional<Tensor>& bias_given, bool tf32)
+  HadamardArguments(Form form, Tensors given, Tensors first_given, Tensors second_given,
+                    const Tensor& out_given, const std::optional<Tensor>& bias_given, bool tf32)
       : views([&] {
           STD_TORCH_CHECK(!given.empty(), "expected 2 views");
           return Operands(given[0])(given);
@@ -160,10 +160,9 @@ struct GatedArguments {
     first = operand(first_given), second = operand(second_given);
     out = operand(out_given), bias = operand(bias_given);
     g.type = type_of(out, tf32);
-    STD_TORCH_CHECK(form >= 0 && form <= 2, "unknown form ", form);
-    g.form = static_cast<Form>(form);
-    const bool coupled = g.form == Form::coupled;
-    STD_TORCH_CHECK(first.size() == 2 && second.size() == (coupled ? 2u : 0u),
+    g.form = form;
+    const bool cmf = g.form == Form::cmf;
+    STD_TORCH_CHECK(first.size() == 2 && second.size() == (cmf ? 2u : 0u),
                     "expected a pair of weights for each projection");
     if (views.framed[1] && !views.framed[0]) order[0] = 1, order[1] = 0;
     STD_TORCH_CHECK(out.dim() == 2, "out is not a matrix");
@@ -177,9 +176,9 @@ struct GatedArguments {
       const int64_t d = views.views[v].size(views.views[v].dim() - 1);
       g.sizes[i] = size(d);
       g.views[i] = views.views[v].const_data_ptr();
-      check_shape("a weight", first[v], {d + (g.form == Form::product ? 1 : 0), g.rank});
+      check_shape("a weight", first[v], {d + (g.form == Form::cp ? 1 : 0), g.rank});
       g.first[i] = first[v].const_data_ptr();
-      if (!coupled) continue;
+      if (!cmf) continue;
       check_shape("a weight", second[v], {d, g.rank});
       g.second[i] = second[v].const_data_ptr();
     }
@@ -189,15 +188,25 @@ struct GatedArguments {
   }
 };
 
-Tensor gated_forward(int64_t form, Tensors views, Tensors first, Tensors second, Tensor out,
-                     std::optional<Tensor> bias, std::optional<Tensor> noise, bool tf32) {
-  const Device device(out);
-  GatedArguments x(form, views, first, second, out, bias, tf32);
+Tensor forward(HadamardArguments x, const std::optional<Tensor>& noise) {
+  const Device device(x.out);
   const auto dense_noise = Operands(x.out)(noise);
   x.g.noise_columns = noise_columns(dense_noise, x.views);
   Tensor y = empty(x.out, x.views.with(x.g.outputs + x.g.noise_columns));
-  check(polyfusion::gated_forward(x.g, data(dense_noise), y.mutable_data_ptr(), device.stream));
+  check(polyfusion::hadamard_forward(x.g, data(dense_noise), y.mutable_data_ptr(), device.stream));
   return y;
+}
+
+Tensor cp_forward(Tensors views, Tensors factors, Tensor out, std::optional<Tensor> noise,
+                  bool tf32) {
+  return forward({Form::cp, views, factors, {}, out, std::nullopt, tf32}, noise);
+}
+
+// Without `second` the row space is shared.
+Tensor cmf_forward(Tensors views, Tensors first, Tensors second, Tensor out, Tensor bias,
+                   std::optional<Tensor> noise, bool tf32) {
+  const Form form = second.empty() ? Form::cmf_sr : Form::cmf;
+  return forward({form, views, first, second, out, bias, tf32}, noise);
 }
 
 // Hands out gradients in the order of the operator's arguments; an empty tensor where not needed.
@@ -215,17 +224,15 @@ class Gradients {
   void* add(const Tensor& x) { return add(x, {x.sizes().begin(), x.sizes().end()}); }
 };
 
-// `needs` has bit i set if gradient i of (views, first, second, out, bias) is wanted; CP has no bias.
-Tensors gated_backward(Tensor grad, int64_t form, Tensors views, Tensors first, Tensors second,
-                       Tensor out, int64_t needs, bool tf32) {
-  const Device device(out);
-  GatedArguments x(form, views, first, second, out, std::nullopt, tf32);
+// `needs` has bit i set if gradient i of (views, first, second, out, bias) is wanted.
+Tensors backward(const Tensor& grad, HadamardArguments x, int64_t needs) {
+  const Device device(x.out);
   const Tensor dy = Operands(x.out)(grad);
   const int64_t width = dy.size(dy.dim() - 1);
   check_shape("the gradient", dy, x.views.with(width));
   x.g.noise_columns = size(width - x.g.outputs);
   Gradients gradients(needs);
-  polyfusion::GatedGradients to{};
+  polyfusion::HadamardGradients to{};
   const auto place = [&](void* (&into)[2], const Tensors& list) {
     for (size_t v = 0; v < list.size(); ++v) into[x.order[v]] = gradients.add(list[v]);
   };
@@ -233,11 +240,22 @@ Tensors gated_backward(Tensor grad, int64_t form, Tensors views, Tensors first, 
   place(to.first, x.first);
   place(to.second, x.second);
   to.out = gradients.add(x.out);
-  if (x.g.form != Form::product) to.bias = gradients.add(x.out, {x.out.size(0)});
-  Tensor workspace = empty_bytes(x.out, polyfusion::gated_backward_bytes(x.g));
-  check(polyfusion::gated_backward(x.g, dy.const_data_ptr(), to, workspace.mutable_data_ptr(),
-                                   device.stream));
+  if (x.bias) to.bias = gradients.add(*x.bias);
+  Tensor workspace = empty_bytes(x.out, polyfusion::hadamard_backward_bytes(x.g));
+  check(polyfusion::hadamard_backward(x.g, dy.const_data_ptr(), to, workspace.mutable_data_ptr(),
+                                      device.stream));
   return gradients.all;
+}
+
+Tensors cp_backward(Tensor grad, Tensors views, Tensors factors, Tensor out, int64_t needs,
+                    bool tf32) {
+  return backward(grad, {Form::cp, views, factors, {}, out, std::nullopt, tf32}, needs);
+}
+
+Tensors cmf_backward(Tensor grad, Tensors views, Tensors first, Tensors second, Tensor out,
+                     Tensor bias, int64_t needs, bool tf32) {
+  const Form form = second.empty() ? Form::cmf_sr : Form::cmf;
+  return backward(grad, {form, views, first, second, out, bias, tf32}, needs);
 }
 
 // Arguments of tucker_*: view 0 has frames or both views have, then every frame is its own clip.
@@ -327,8 +345,8 @@ void check_format(const Tensor& x, bool channels_last) {
 struct NormArguments {
   polyfusion::Norm x{};
 
-  NormArguments(const Tensor& u, const std::optional<Tensor>& s, const Tensor* mean,
-                const Tensor* variance, const Tensor* weight, const Tensor* bias, double eps,
+  NormArguments(const Tensor& u, const std::optional<Tensor>& s, const Tensor* weight,
+                const Tensor* bias, const Tensor* mean, const Tensor* var, double eps,
                 double slope) {
     x.type = type_of(u, false);
     x.channels_last = !u.is_contiguous();
@@ -355,8 +373,8 @@ struct NormArguments {
       check_shape("a tensor per channel", *v, {u.size(1)});
       return static_cast<const float*>(v->const_data_ptr());
     };
-    x.mean = channel(mean), x.variance = channel(variance);
     x.weight = channel(weight), x.bias = channel(bias);
+    x.mean = channel(mean), x.var = channel(var);
     x.eps = static_cast<float>(eps), x.slope = static_cast<float>(slope);
   }
   void same(const Tensor& a, const Tensor& u) const {
@@ -375,26 +393,26 @@ float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()
 std::tuple<Tensor, Tensor> norm_statistics(Tensor u, std::optional<Tensor> s) {
   const Device device(u);
   const NormArguments a(u, s, nullptr, nullptr, nullptr, nullptr, 0, 0);
-  Tensor mean = empty_floats(u, {u.size(1)}), variance = empty_floats(u, {u.size(1)});
+  Tensor mean = empty_floats(u, {u.size(1)}), var = empty_floats(u, {u.size(1)});
   Tensor workspace = empty_bytes(u, polyfusion::norm_statistics_bytes(a.x));
-  check(polyfusion::norm_statistics(a.x, floats(mean), floats(variance), workspace.mutable_data_ptr(),
+  check(polyfusion::norm_statistics(a.x, floats(mean), floats(var), workspace.mutable_data_ptr(),
                                     device.stream));
-  return {mean, variance};
+  return {mean, var};
 }
 
-Tensor norm_apply(Tensor u, std::optional<Tensor> s, Tensor mean, Tensor variance, Tensor weight,
-                  Tensor bias, double eps, double slope) {
+Tensor norm_apply(Tensor u, std::optional<Tensor> s, Tensor weight, Tensor bias, Tensor mean,
+                  Tensor var, double eps, double slope) {
   const Device device(u);
-  const NormArguments a(u, s, &mean, &variance, &weight, &bias, eps, slope);
+  const NormArguments a(u, s, &weight, &bias, &mean, &var, eps, slope);
   Tensor y = torch::stable::empty_like(u);
   check(polyfusion::norm_apply(a.x, y.mutable_data_ptr(), device.stream));
   return y;
 }
 
-Tensor norm_sums(Tensor grad, Tensor u, std::optional<Tensor> s, Tensor mean, Tensor variance,
-                 Tensor weight, Tensor bias, double eps, double slope) {
+Tensor norm_sums(Tensor grad, Tensor u, std::optional<Tensor> s, Tensor weight, Tensor bias,
+                 Tensor mean, Tensor var, double eps, double slope) {
   const Device device(u);
-  const NormArguments a(u, s, &mean, &variance, &weight, &bias, eps, slope);
+  const NormArguments a(u, s, &weight, &bias, &mean, &var, eps, slope);
   a.same_shape(grad, u);
   Tensor sums = empty_floats(u, {2, u.size(1)});
   Tensor workspace = empty_bytes(u, polyfusion::norm_sums_bytes(a.x));
@@ -404,12 +422,12 @@ Tensor norm_sums(Tensor grad, Tensor u, std::optional<Tensor> s, Tensor mean, Te
 }
 
 // du and ds; ds is empty without s.
-std::tuple<Tensor, Tensor> norm_backward(Tensor grad, Tensor u, std::optional<Tensor> s, Tensor mean,
-                                         Tensor variance, Tensor weight, Tensor bias,
+std::tuple<Tensor, Tensor> norm_backward(Tensor grad, Tensor u, std::optional<Tensor> s,
+                                         Tensor weight, Tensor bias, Tensor mean, Tensor var,
                                          std::optional<Tensor> sums, double count, double eps,
                                          double slope) {
   const Device device(u);
-  const NormArguments a(u, s, &mean, &variance, &weight, &bias, eps, slope);
+  const NormArguments a(u, s, &weight, &bias, &mean, &var, eps, slope);
   a.same_shape(grad, u);
   if (sums) {
     check_shape("sums", *sums, {2, u.size(1)});
@@ -461,11 +479,11 @@ Tensor final_forward(Tensor x, Tensor weight, bool tf32) {
   return torch::stable::transpose(torch::stable::transpose(y, 2, 3), 1, 2);
 }
 
-std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor y, Tensor x, Tensor weight,
+std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor x, Tensor weight, Tensor y,
                                           bool tf32) {
   const Device device(x);
   const FinalArguments a(x, weight, tf32);
-  for (const Tensor* image : {&y, &grad}) {
+  for (const Tensor* image : {&grad, &y}) {
     check_shape("an image", *image, a.image_shape());
     STD_TORCH_CHECK(image->scalar_type() == x.scalar_type() && image->device() == x.device(),
                     "expected tensors of one dtype on one device");
@@ -473,7 +491,7 @@ std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor y, Tensor x, Tenso
   }
   Tensor dx = torch::stable::empty_like(x), dweight = torch::stable::empty_like(a.weight);
   Tensor workspace = empty_bytes(x, polyfusion::final_backward_bytes(a.f));
-  check(polyfusion::final_backward(a.f, y.const_data_ptr(), grad.const_data_ptr(),
+  check(polyfusion::final_backward(a.f, grad.const_data_ptr(), y.const_data_ptr(),
                                    dx.mutable_data_ptr(), dweight.mutable_data_ptr(),
                                    workspace.mutable_data_ptr(), device.stream));
   return {dx, dweight};
@@ -493,11 +511,16 @@ std::tuple<Tensor, Tensor> final_backward(Tensor grad, Tensor y, Tensor x, Tenso
 
 DEFINE(NAMESPACE, m) {
   m.def(
-      "gated_forward(int form, Tensor[] views, Tensor[] first, Tensor[] second, Tensor out, "
-      "Tensor? bias, Tensor? noise, bool tf32) -> Tensor");
+      "cp_forward(Tensor[] views, Tensor[] factors, Tensor out, Tensor? noise, bool tf32) -> Tensor");
   m.def(
-      "gated_backward(Tensor grad, int form, Tensor[] views, Tensor[] first, Tensor[] second, "
-      "Tensor out, int needs, bool tf32) -> Tensor[]");
+      "cp_backward(Tensor grad, Tensor[] views, Tensor[] factors, Tensor out, int needs, bool tf32) "
+      "-> Tensor[]");
+  m.def(
+      "cmf_forward(Tensor[] views, Tensor[] first, Tensor[] second, Tensor out, Tensor bias, "
+      "Tensor? noise, bool tf32) -> Tensor");
+  m.def(
+      "cmf_backward(Tensor grad, Tensor[] views, Tensor[] first, Tensor[] second, Tensor out, "
+      "Tensor bias, int needs, bool tf32) -> Tensor[]");
   m.def(
       "tucker_forward(Tensor[] views, Tensor core, Tensor[] factors, Tensor out, Tensor? noise, "
       "bool tf32) -> Tensor");
@@ -506,22 +529,24 @@ DEFINE(NAMESPACE, m) {
       "int needs, bool tf32) -> Tensor[]");
   m.def("norm_statistics(Tensor u, Tensor? s) -> (Tensor, Tensor)");
   m.def(
-      "norm_apply(Tensor u, Tensor? s, Tensor mean, Tensor variance, Tensor weight, Tensor bias, "
+      "norm_apply(Tensor u, Tensor? s, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
       "float eps, float slope) -> Tensor");
   m.def(
-      "norm_sums(Tensor grad, Tensor u, Tensor? s, Tensor mean, Tensor variance, Tensor weight, "
-      "Tensor bias, float eps, float slope) -> Tensor");
+      "norm_sums(Tensor grad, Tensor u, Tensor? s, Tensor weight, Tensor bias, Tensor mean, "
+      "Tensor var, float eps, float slope) -> Tensor");
   m.def(
-      "norm_backward(Tensor grad, Tensor u, Tensor? s, Tensor mean, Tensor variance, Tensor weight, "
-      "Tensor bias, Tensor? sums, float count, float eps, float slope) -> (Tensor, Tensor)");
+      "norm_backward(Tensor grad, Tensor u, Tensor? s, Tensor weight, Tensor bias, Tensor mean, "
+      "Tensor var, Tensor? sums, float count, float eps, float slope) -> (Tensor, Tensor)");
   m.def("final_forward(Tensor x, Tensor weight, bool tf32) -> Tensor");
   m.def(
-      "final_backward(Tensor grad, Tensor y, Tensor x, Tensor weight, bool tf32) -> (Tensor, Tensor)");
+      "final_backward(Tensor grad, Tensor x, Tensor weight, Tensor y, bool tf32) -> (Tensor, Tensor)");
 }
 
 IMPLEMENT(NAMESPACE, BACKEND, m) {
-  m.impl("gated_forward", TORCH_BOX(&gated_forward));
-  m.impl("gated_backward", TORCH_BOX(&gated_backward));
+  m.impl("cp_forward", TORCH_BOX(&cp_forward));
+  m.impl("cp_backward", TORCH_BOX(&cp_backward));
+  m.impl("cmf_forward", TORCH_BOX(&cmf_forward));
+  m.impl("cmf_backward", TORCH_BOX(&cmf_backward));
   m.impl("tucker_forward", TORCH_BOX(&tucker_forward));
   m.impl("tucker_backward", TORCH_BOX(&tucker_backward));
   m.impl("norm_statistics", TORCH_BOX(&norm_statistics));

@@ -217,7 +217,7 @@ size_t final_backward_bytes(const Final& f) {
   return static_cast<size_t>(backward_blocks(f)) * f.channels * f.outputs * taps * sizeof(float);
 }
 
-Error final_backward(const Final& f, const void* y, const void* dy, void* dx, void* dweight,
+Error final_backward(const Final& f, const void* dy, const void* y, void* dx, void* dweight,
                      void* workspace, Stream stream) {
   const int blocks = backward_blocks(f);
   float* partial = static_cast<float*>(workspace);

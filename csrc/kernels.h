@@ -20,13 +20,13 @@ constexpr size_t size_of(Type type) {
 
 // How the projections p = V1' z1 (+ bias), q = V2' z2 (+ bias) of two views become the hidden h of
 // y = out h + bias; r and s are the projections by the second pair of weights.
-enum class Form : int {
-  product,  // h = p q: CP, and Tucker's contraction of a clip's view with the core (q = 1)
-  coupled,  // h = p + q + r s: CMF
-  shared    // h = p + q + p q: CMF with a shared row space
+enum class Form {
+  cp,     // h = p q; Tucker contracts a clip's view with the core by it too (q = 1)
+  cmf,    // h = p + q + r s
+  cmf_sr  // h = p + q + p q, the shared row space
 };
 
-struct Gated {
+struct Hadamard {
   Type type;
   Form form;
   int clips, frames;
@@ -35,26 +35,26 @@ struct Gated {
   int rank, outputs;  // k, m
   int noise_columns;  // n
   const void* views[2];   // views[1] may be null: q = 1
-  const void* first[2];   // (d_v, k), followed by a row of biases if form is product
-  const void* second[2];  // (d_v, k) if form is coupled
+  const void* first[2];   // CMF's (d_v, k), or CP's factors (d_v + 1, k)
+  const void* second[2];  // (d_v, k), of CMF only
   const void* out;        // (m, k)
   const void* bias;       // (m,) or null
 };
 
 // y (B, T, m + n), one launch.
-Error gated_forward(const Gated& g, const void* noise, void* y, Stream stream);
+Error hadamard_forward(const Hadamard& g, const void* noise, void* y, Stream stream);
 
 // Gradients; those of `first` have its row of biases. Four launches.
-struct GatedGradients {
+struct HadamardGradients {
   void* views[2];
   void* first[2];
   void* second[2];
   void* out;
   void* bias;
 };
-size_t gated_backward_bytes(const Gated& g);
-Error gated_backward(const Gated& g, const void* dy, const GatedGradients& d, void* workspace,
-                     Stream stream);
+size_t hadamard_backward_bytes(const Hadamard& g);
+Error hadamard_backward(const Hadamard& g, const void* dy, const HadamardGradients& d,
+                        void* workspace, Stream stream);
 
 // Tucker: y = out (core x2 p x3 q), with view 0 (B, T, d_0), p (B, T, k_2), view 1 (B, d_1), q (B, k_3).
 struct Tucker {
@@ -88,16 +88,16 @@ struct Norm {
   int frames, per_clip, channels, pixels;  // N, T, C, H W
   const void* u;
   const void* s;
-  const float* mean;
-  const float* variance;  // biased
   const float* weight;
   const float* bias;
+  const float* mean;
+  const float* var;  // biased
   float eps, slope;
 };
 
 // Mean and biased variance of u + s. Two launches.
 size_t norm_statistics_bytes(const Norm& x);
-Error norm_statistics(const Norm& x, float* mean, float* variance, void* workspace, Stream stream);
+Error norm_statistics(const Norm& x, float* mean, float* var, void* workspace, Stream stream);
 Error norm_apply(const Norm& x, void* y, Stream stream);
 
 // sums (2, C): of the gradient g before the activation, and of g times the normalised input; they
@@ -121,7 +121,7 @@ size_t final_shared_bytes(const Final& f);  // of one block
 Error final_forward(const Final& f, void* y, Stream stream);
 size_t final_backward_bytes(const Final& f);
 // Two launches.
-Error final_backward(const Final& f, const void* y, const void* dy, void* dx, void* dweight,
+Error final_backward(const Final& f, const void* dy, const void* y, void* dx, void* dweight,
                      void* workspace, Stream stream);
 
 // A CUDA error in words.

@@ -96,7 +96,7 @@ struct Channel {
   float mean, scale, weight, bias, slope;
   __device__ Channel(const Norm& x, int c)
       : mean(x.mean[c]),
-        scale(rsqrtf(x.variance[c] + x.eps)),
+        scale(rsqrtf(x.var[c] + x.eps)),
         weight(x.weight[c]),
         bias(x.bias[c]),
         slope(x.slope) {}
@@ -321,8 +321,8 @@ dim3 chunk_grid(const Norm& x, int rows) {
 
 size_t norm_statistics_bytes(const Norm& x) { return partial_bytes(x); }
 
-Error norm_statistics(const Norm& x, float* mean, float* variance, void* workspace, Stream stream) {
-  return channel_sums<true>(x, nullptr, mean, variance, workspace, stream);
+Error norm_statistics(const Norm& x, float* mean, float* var, void* workspace, Stream stream) {
+  return channel_sums<true>(x, nullptr, mean, var, workspace, stream);
 }
 
 Error norm_apply(const Norm& x, void* y, Stream stream) {

@@ -69,4 +69,18 @@ class Batch {
   Error run(Stream stream) const;
 };
 
+// a b of one term, into `result`.
+inline Product product(const Matrix& a, bool transposed_a, const Matrix& b, bool transposed_b,
+                       void* result) {
+  Product p{};
+  p.a[0] = a, p.b[0] = b;
+  p.transposed_a = transposed_a, p.transposed_b = transposed_b;
+  p.terms = 1, p.batches = 1, p.splits = 1;
+  p.rows = transposed_a ? a.columns + a.ones : a.rows;
+  p.depth = transposed_a ? a.rows : a.columns + a.ones;
+  p.columns = transposed_b ? b.rows : b.columns + b.ones;
+  p.result = result;
+  return p;
+}
+
 }  // namespace polyfusion

@@ -2,9 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
+from polyfusion.dispatch import CHOICES
+from polyfusion.nn.fusion import FUSIONS
+
+if TYPE_CHECKING:
+    Fusion: TypeAlias = str
+    Kernels: TypeAlias = str
+else:
+    #: What a command line offers: the fusion layers there are, and the choices of kernels.
+    Fusion, Kernels = Literal[tuple(FUSIONS)], Literal[tuple(CHOICES)]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,15 @@ class ModelConfig:
     """Size a of the audio encoding."""
     audio_layers: int = 2
     """Layers of the audio GRU (the paper's text says 1, the published weights have 2)."""
+    audio_encoder: Literal["raw", "mel"] = "raw"
+    """What the audio encoder hears: raw windows and a GRU, as published, or log-mel bands with
+    convolutions over time, which learn from few voices and have no audio_layers. Ours."""
+    composition: Literal["direct", "mask", "warp"] = "direct"
+    """How a frame is made: drawn as a whole, as published; blended with the still by a mask; or
+    blended with the still after its pixels have been moved. Ours."""
+    eyes: bool = False
+    """Take the closing of the eyes as an input: measured in training, drawn at random in
+    generated videos, which then blink. Ours."""
     noise_dim: int = 10
     """Size n of the noise encoding."""
     noise_std: float = 0.33

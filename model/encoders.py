@@ -100,9 +100,9 @@ class NoiseEncoder(nn.Module):
         self.dim, self.std = config.noise_dim, config.noise_std
         self.rnn = nn.GRU(self.dim, self.dim, batch_first=True)
 
-    def sample(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw e (B, T, n) ~ N(0, σ²), on the CPU generator so that every device sees the same."""
-        noise = torch.randn(batch, frames, self.dim, generator=generator) * self.std
+    def sample(self, batch: int, frames: int, rng: torch.Generator | None = None) -> Tensor:
+        """Draw e (B, T, n) ~ N(0, σ²), on the CPU so that every device sees the same."""
+        noise = torch.randn(batch, frames, self.dim, generator=rng) * self.std
         return noise.to(next(self.parameters()).device)
 
     def forward(self, noise: Tensor) -> Tensor:

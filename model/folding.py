@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from model.generator import Generator
 from model.talking_face import TalkingFace
-from polyfusion.nn import CMFFusion, NormActivation, SkipConvBlock, UpConvBlock
-from polyfusion.ops._norm_eager import per_clip
+from polyfusion.kernels.layout import per_clip
+from polyfusion.nn import NormActivation, SkipConvBlock, UpConvBlock
 from polyfusion.ops.conv import conv_method, convolve
 
 
@@ -30,7 +30,7 @@ def fold(model: TalkingFace) -> TalkingFace:
     out = getattr(fusion, "out", None)
     if out is not None:
         m = fusion.out_features
-        if isinstance(fusion, CMFFusion):
+        if getattr(fusion, "bias", None) is not None:
             bias = fusion.bias @ weight[:m]
             fusion.bias = nn.Parameter(torch.zeros_like(out[0]), requires_grad=False)
         weight = torch.cat([out.T @ weight[:m], weight[m:]])

@@ -4,12 +4,15 @@ import itertools
 
 from torch import Tensor, nn
 
+from model.composition import COMPOSITIONS
 from model.config import ModelConfig
 from polyfusion.nn import FinalBlock, FirstBlock, SkipConvBlock, UpConvBlock
 
 
 class Generator(nn.Module):
-    """z (B, T, c) and skips [(B, C_i, H_i, W_i)], finest first → frames (B, T, 3, H, W) in [−1, 1].
+    """z (B, T, c) and skips [(B, C_i, H_i, W_i)], finest first → maps (B, T, C, H, W) in [−1, 1].
+
+    The maps are the frames (C = 3), or what :class:`model.composition.Composition` makes them of.
 
     The skips are constant over a clip: each is convolved once per clip and never repeated.
     """
@@ -22,7 +25,8 @@ class Generator(nn.Module):
         self.up_convs = nn.ModuleList(
             UpConvBlock(i, o, kernels=kernels) for i, o in itertools.pairwise(widths)
         )
-        self.final = FinalBlock(widths[-1], kernels=kernels)
+        maps = COMPOSITIONS[config.composition]
+        self.final = FinalBlock(widths[-1], maps, kernels=kernels)
 
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
         x = self.first(z.flatten(0, 1))  # (B·T, 1024, 4, 3)

@@ -2,7 +2,7 @@
 
 The published demo's settings: 16-bit scale, pre-emphasis 0.97, Hamming windows of 25 ms every
 10 ms, magnitude spectrum, 40 triangular mel filters from 300 to 3700 Hz, 13 cepstra lifted by 22.
-(:mod:`train.metrics.mfcc` has those of SyncNet, which differ in every step.)
+(:mod:`train.metrics.mfcc` has SyncNet's features, of other settings, from the same filters.)
 """
 
 import math
@@ -41,8 +41,8 @@ class MFCC(nn.Module):
         self.fft = 1 << (self.frame - 1).bit_length()
         constants = {
             "window": torch.hamming_window(self.frame, periodic=False, dtype=torch.float64),
-            "filters": mel_filters(sample_rate, self.fft),
-            "dct": lifted_dct(),
+            "filters": mel_filters(sample_rate, self.fft, FILTERS, LOW_HZ, HIGH_HZ),
+            "dct": lifted_dct(FILTERS),
         }
         for name, value in constants.items():
             self.register_buffer(name, value.float(), persistent=False)
@@ -56,21 +56,33 @@ class MFCC(nn.Module):
             return (magnitude @ self.filters.T).clamp_min(FLOOR).log() @ self.dct.T
 
 
-def mel_filters(sample_rate: int, fft: int) -> Tensor:
-    """(40, fft/2 + 1) float64: triangles of height 1 whose corners are equidistant in mel."""
-    low, high = (1127 * math.log(1 + hz / 700) for hz in (LOW_HZ, HIGH_HZ))
-    corners = 700 * (torch.linspace(low, high, FILTERS + 2, dtype=torch.float64) / 1127).expm1()
-    hertz = torch.linspace(0, sample_rate / 2, fft // 2 + 1, dtype=torch.float64)
+def mel_filters(
+    sample_rate: int, fft: int, count: int, low: float, high: float, *, to_bins: bool = False
+) -> Tensor:
+    """Triangles of height 1 whose corners are equidistant in mel from ``low`` to ``high`` Hz.
+
+    Returns (count, fft/2 + 1) float64. ``to_bins`` rounds the corners down to bins of the Fourier
+    transform, as some libraries do; a side without width then leaves its centre to the side that
+    rises.
+    """
+    bottom, top = (1127 * math.log(1 + hz / 700) for hz in (low, high))
+    mels = torch.linspace(bottom, top, count + 2, dtype=torch.float64)
+    corners = 700 * (mels / 1127).expm1()
+    place = torch.linspace(0, sample_rate / 2, fft // 2 + 1, dtype=torch.float64)
+    if to_bins:
+        corners = ((fft + 1) * corners / sample_rate).floor()
+        place = torch.arange(fft // 2 + 1, dtype=torch.float64)
     left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    rising, falling = (hertz - left) / (centre - left), (right - hertz) / (right - centre)
+    rising = ((place - left) / (centre - left)).nan_to_num(torch.inf, torch.inf, -torch.inf)
+    falling = ((right - place) / (right - centre)).nan_to_num(0.0, torch.inf, -torch.inf)
     return torch.minimum(rising, falling).clamp_min(0)
 
 
-def lifted_dct() -> Tensor:
-    """(13, 40) float64: the cosine transform with the lifter's factors in its rows."""
+def lifted_dct(count: int) -> Tensor:
+    """(13, count) float64: the cosine transform with the lifter's factors in its rows."""
     n = torch.arange(CEPSTRA, dtype=torch.float64)[:, None]
-    m = torch.arange(FILTERS, dtype=torch.float64)
-    dct = math.sqrt(2 / FILTERS) * (math.pi * n * (m + 0.5) / FILTERS).cos()
+    m = torch.arange(count, dtype=torch.float64)
+    dct = math.sqrt(2 / count) * (math.pi * n * (m + 0.5) / count).cos()
     return (1 + LIFTER / 2 * (math.pi * n / LIFTER).sin()) * dct
 
 

@@ -52,15 +52,15 @@ class Speech2Vid(nn.Module):
         self.generator.train(mode and not self._generator_frozen)
         return self
 
-    def forward(
-        self, still: Tensor, audio: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    context = 0  # frames of sound beyond a clip's ends that it can make use of
+
+    def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Animate stills.
 
         Args:
             still: (B, 3, H, W) in [−1, 1].
             audio: (B, N) in [−1, 1] at ``config.sample_rate``.
-            generator: not used, nothing here is random.
+            rng: not used, nothing here is random.
 
         Returns:
             Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from model.composition import Composition
 from model.config import ModelConfig
 from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
+from model.eyes import draw_eye_closure
 from model.generator import Generator
 from model.init import gaussian_init
+from model.mel import MelAudioEncoder
 from polyfusion.nn import make_fusion
 
 ENCODERS = ("identity", "audio", "noise")
@@ -17,26 +20,32 @@ class TalkingFace(nn.Module):
 
     Args:
         config: sizes.
-        fusion: "cp", "tucker", "cmf", "cmf-sr", "dense" or "concat".
-        kernels: "auto", "eager", "triton" or "cuda", for the fusion and the generator blocks.
+        fusion: the form of fusion, one of ``polyfusion.nn.fusion.FUSIONS``.
+        kernels: "auto", "eager", "triton" or "cuda", for every part that has fused operators.
     """
 
     def __init__(self, config: ModelConfig, fusion: str = "cp", kernels: str = "auto"):
         super().__init__()
         self.config, self.fusion_name = config, fusion
-        self.identity = IdentityEncoder(config)
-        self.audio = AudioEncoder(config)
+        self.identity = IdentityEncoder(config, kernels)
+        mel = config.audio_encoder == "mel"
+        self.audio: nn.Module = MelAudioEncoder(config) if mel else AudioEncoder(config)
         self.noise = NoiseEncoder(config)
         dims = [config.audio_dim, config.identity_dim]
-        behind = config.noise_dim  # the noise: concatenated, or a view of its own
+        behind = config.noise_dim + config.eyes  # the noise: concatenated, or a view of its own
         if config.fuse_noise:
             dims, behind = [*dims, behind], 0
         self.fusion = make_fusion(
-            fusion, dims, config.fused_dim, rank=config.rank,
-            within_view_degree=config.within_view_degree, kernels=kernels,
-        )  # fmt: skip
+            fusion,
+            dims,
+            config.fused_dim,
+            rank=config.rank,
+            within_view_degree=config.within_view_degree,
+            kernels=kernels,
+        )
         in_dim = self.fusion.out_features + behind
         self.generator: nn.Module = Generator(config, in_dim, kernels=kernels)
+        self.composition = Composition(config.composition)
         for encoder in (self.identity, self.audio):
             encoder.apply(gaussian_init)
         self._encoders_frozen = False
@@ -54,29 +63,47 @@ class TalkingFace(nn.Module):
                 getattr(self, name).eval()
         return self
 
+    @property
+    def context(self) -> int:
+        """Frames of sound beyond both ends of a clip that :meth:`forward` can make use of."""
+        return getattr(self.audio, "context", 0)
+
     def forward(
-        self, still: Tensor, audio: Tensor, generator: torch.Generator | None = None
+        self,
+        still: Tensor,
+        audio: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        context: int = 0,
+        eyes: Tensor | None = None,
     ) -> Tensor:
         """Animate stills.
 
         Args:
             still: (B, 3, H, W) in [−1, 1].
             audio: (B, N) in [−1, 1] at ``config.sample_rate``.
-            generator: source of the noise, for reproducible videos.
+            rng: source of the noise and the blinks, for reproducible videos.
+            context: frames of ``audio`` at both ends that are heard and not shown.
+            eyes: (B, T) how far the eyes are closed, 0 to 1, for a model with ``config.eyes``;
+                drawn at random if not given.
 
         Returns:
-            Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).
+            Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame) − 2 context.
         """
         check_inputs(self.config, still, audio)
-        speech = self.audio(audio)  # (B, T, a)
+        speech = self.audio(audio, context) if context else self.audio(audio)  # (B, T, a)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
-        noise = self.noise(self.noise.sample(batch, frames, generator))
+        noise = self.noise(self.noise.sample(batch, frames, rng))
+        if self.config.eyes:
+            if eyes is None:
+                eyes = draw_eye_closure(batch, frames, self.config.fps, rng)
+            noise = torch.cat([noise, eyes.to(noise).unsqueeze(-1)], -1)
         if self.config.fuse_noise:
             fused = self.fusion(speech, identity, noise)
         else:
             fused = self.fusion(speech, identity, noise=noise)
-        return self.generator(fused, skips)
+        return self.composition(still, self.generator(fused, skips))
 
 
 def check_inputs(config: ModelConfig, still: Tensor, audio: Tensor) -> None:

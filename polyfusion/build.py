@@ -27,8 +27,10 @@ from pathlib import Path
 import torch
 
 COMMAND = "python -m polyfusion.build"
-SOURCES = Path(__file__).resolve().parents[1] / "csrc"
-KERNELS = ("fusion.cu", "products.cu", "norm.cu", "final.cu")
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "csrc"  # where a wheel has the sources; in a clone they lie beside the package
+SOURCES = SHIPPED if SHIPPED.is_dir() else PACKAGE.parent / "csrc"
+KERNELS = ("hadamard.cu", "tucker.cu", "products.cu", "norm.cu", "final.cu")
 ARCHITECTURES = ("80", "90", "100")
 LOCK_TIMEOUT = 900.0  # seconds; a build takes about two minutes
 TORCH_VERSION = "0x020b000000000000"  # the oldest PyTorch whose ABI the binary uses: 2.11
@@ -37,9 +39,15 @@ HIDDEN = ("-fPIC", "-fvisibility=hidden")
 BINDING_FLAGS = ("-std=c++20", "-O2", *HIDDEN, f"-DTORCH_TARGET_VERSION={TORCH_VERSION}")
 DEVICE_FLAGS = ("-O3", "-Xcompiler", ",".join(HIDDEN))
 HOST_FLAGS = (
-    "-x", "c++", "-std=c++20", "-O2", *HIDDEN, "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+    "-x",
+    "c++",
+    "-std=c++20",
+    "-O2",
+    *HIDDEN,
+    "-fno-strict-aliasing",
+    "-Wno-unknown-pragmas",
     "-DPOLYFUSION_EMULATED",
-)  # fmt: skip
+)
 
 
 class BuildError(RuntimeError):
@@ -155,6 +163,8 @@ def find_library(emulated: bool = False) -> Path | None:
     """A library that is built and up to date, or None."""
     installed, sources = installed_path(), source_files()
     if not emulated and installed.is_file():
+        if SOURCES == SHIPPED:  # both from one wheel, and an installer may have changed their times
+            return installed
         newest = max((p.stat().st_mtime for p in sources), default=0.0)
         if installed.stat().st_mtime >= newest:
             return installed
@@ -234,7 +244,7 @@ def compile_library(output: Path, emulated: bool, say: Callable[[str], None]) ->
     """
     if not source_files():
         raise BuildError(
-            f"the sources are missing in {SOURCES}: build from a checkout, `pip install -e .`"
+            f"the sources are missing in {SOURCES}: install polyfusion again, or build from a clone"
         )
     if not emulated and torch.version.cuda is None:
         raise BuildError(
@@ -261,7 +271,7 @@ def build(
     Raises:
         BuildError: something is missing, does not compile, or another build does not end.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, Timeout  # a requirement of PyTorch's
 
     if found := find_library(emulated):
         return found

@@ -1,16 +1,17 @@
-"""What runs where on this machine, in which configuration, and why.
+"""Say what runs where on this machine, in which configuration, and why.
 
 python -m polyfusion.info
 """
 
+import inspect
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from polyfusion import __version__
-from polyfusion.ops._dispatch import (
+from polyfusion import __version__, ops
+from polyfusion.dispatch import (
     cuda_problem,
     interpreted,
     resolve,
@@ -19,24 +20,12 @@ from polyfusion.ops._dispatch import (
 )
 from polyfusion.ops.conv import conv_method
 
+# Those of polyfusion.dispatch, in the order in which people look for them.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# Every operator with fused kernels, and the call of polyfusion.kernels that makes its launches.
-FUSED = {
-    "cp_fusion": "cp_bfloat16",
-    "cmf_fusion": "cmf_bfloat16",
-    "tucker_fusion": "tucker_bfloat16",
-    "norm_activation": "norm_skip_bfloat16",
-    "skip_conv_block": "conv_128_bfloat16",
-    "up_conv_block": "conv_128_bfloat16",
-    "final_block": "final_bfloat16",
-}
-EAGER_ONLY = (
-    "partial_tucker_fusion",
-    "tensor_train_fusion",
-    "cmf_first_order_fusion",
-    "dense_fusion",
-    "concat_fusion",
-)
+OPERATORS = [x for x in ops.__all__ if x.endswith(("_fusion", "_activation", "_block"))]
+# An operator that has fused kernels takes ``kernels``.
+FUSED = [x for x in OPERATORS if "kernels" in inspect.signature(getattr(ops, x)).parameters]
+EAGER_ONLY = [x for x in OPERATORS if x not in FUSED]
 # The published generator: channels, and the size of the maps of its stages, coarsest first.
 STAGES = ((1024, 4, 3), (512, 8, 6), (256, 16, 12), (128, 32, 24))
 METHODS = {
@@ -98,20 +87,23 @@ def _convolutions(like: torch.Tensor) -> Iterator[str]:
 
 def _configurations(device: str) -> Iterator[str]:
     """The launches of every operator's Triton kernels, and what was chosen for each."""
-    from polyfusion.kernels import common, shipped_block, shipped_fusion, tune  # noqa: F401
-    from polyfusion.kernels.compile import SHIPPED
+    from polyfusion.kernels.triton import common, tune
+    from polyfusion.kernels.triton.compile import block, fusion  # noqa: F401  (they fill SHIPPED)
+    from polyfusion.kernels.triton.compile.shipped import SHIPPED
 
-    yield "Triton configurations, bfloat16, the sizes of polyfusion.kernels.shipped_*:"
+    yield "Triton configurations, bfloat16, the sizes of polyfusion.kernels.triton.compile:"
     if common.capability(torch.empty(0, device=device)) is None:
         yield "  the interpreter has one of each: tiles as large as possible; nothing to tune"
     elif tune.enabled():
         yield f"  the first use of a size measures what fits best; kept in {tune.cache_file()}"
     else:
         yield "  POLYFUSION_AUTOTUNE=0: always the first candidate"
-    for name in dict.fromkeys(FUSED.values()):
+    for shipped in SHIPPED.values():
+        if not shipped.operators:
+            continue
         with torch.device(device), tune.record() as launches, common.dry():
-            SHIPPED[name][0]()
-        yield f"  {', '.join(x for x, call in FUSED.items() if call == name)}"
+            shipped.call()
+        yield f"  {', '.join(shipped.operators)}"
         unique = {(x.name, str(tile)): (x, tile) for x, tile in launches}
         for options, tile in unique.values():
             chosen = words(tile or options.tiles[0])

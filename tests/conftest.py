@@ -23,7 +23,7 @@ def poisoned_memory():
 @pytest.fixture(scope="session")
 def grid_dir() -> Path:
     """Raw clips of the GRID corpus, from $POLYFUSION_GRID or beside the repository."""
-    beside = Path(__file__).parents[2] / "shared" / "grid"
+    beside = Path(__file__).parents[2] / "shared" / "grid-speakers"
     path = Path(os.environ.get("POLYFUSION_GRID", beside))
     if not path.is_dir():
         pytest.skip(f"no GRID clips in {path}; set POLYFUSION_GRID")

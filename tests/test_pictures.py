@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from train.data import decode
+from train.data import decode, landmarks
 from train.data.limits import Limits
 from train.data.media import MediaError, load_media, read_audio, read_image, read_media, write_video
 from train.data.prepared import PreparedSet
 from train.prepare import prepare_grid
 
 RATE = 16000
+needs_dlib = pytest.mark.skipif(not landmarks.installed(), reason=landmarks.INSTALL)
 
 
 def corners(height=48, width=64):
@@ -298,7 +299,8 @@ def test_huge_photo_is_refused_by_its_header(tmp_path, undecoded, width, height)
         read_image(tmp_path / "photo.png")
 
 
-def test_remarks_reach_manifest_and_summary(grid_dir, tmp_path, capsys):
+@pytest.mark.parametrize("aligner", ["haar", pytest.param("dlib", marks=needs_dlib)])
+def test_remarks_reach_manifest_and_summary(aligner, grid_dir, tmp_path, capsys):
     frames, _, audio = read_media(grid_dir / "s1" / "bbir6n.mpg", RATE)
     grey, few = frames.copy(), frames.copy()
     grey[:12] = 128
@@ -318,7 +320,7 @@ def test_remarks_reach_manifest_and_summary(grid_dir, tmp_path, capsys):
         fps = 30 if kind == "resampled" else 25
         write_video(path, pictures, fps, audio * (kind != "silent"), RATE)
     turn(raw / "rotated.mp4", 0, 1, -1, 0)
-    out = prepare_grid(tmp_path / "raw", tmp_path / "out", workers=1)
+    out = prepare_grid(tmp_path / "raw", tmp_path / "out", workers=1, landmarks=aligner)
     printed = capsys.readouterr().out
     entries = json.loads((out / "manifest.json").read_text())["clips"]
     assert len(entries) == len(clips)

@@ -7,8 +7,8 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import polyfusion  # noqa: F401  (first: it chooses Triton's interpreter)
-from train.cli import run
 from train.config import parse
+from train.errors import run
 from train.loop import train
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,20 +13,51 @@ import torch
 import tyro
 
 from model import ModelConfig
+from model.config import Fusion, Kernels
+from train.errors import UserError
+from train.files import as_json
 
 CONFIG_FILE = "config.json"
 #: What may differ between a run and its resumption; everything else is what the run is.
 RESUMABLE = {
-    "steps", "kernels", "out", "workers", "log_every", "sample_every", "checkpoint_every",
-    "validate_every", "patience", "resume", "profile",
-}  # fmt: skip
+    "steps",
+    "kernels",
+    "out",
+    "workers",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "validate_every",
+    "patience",
+    "resume",
+    "profile",
+}
+#: What has to be at least 1, and at least 0.
+POSITIVE = (
+    "steps",
+    "batch_size",
+    "frames",
+    "synthetic_clips",
+    "synthetic_speakers",
+    "log_every",
+    "sample_every",
+    "validate_every",
+    "checkpoint_every",
+    "validation_clips",
+)
+NOT_NEGATIVE = ("workers", "patience")
 
-#: Flags that are not called like their field.
-FLAGS = {"system": "model"}
 
-
-class UserError(Exception):
-    """A mistake of the user's; its message is the one line to print before exit code 2."""
+def check_sizes(config: Any, positive: Sequence[str], not_negative: Sequence[str] = ()) -> None:
+    """Raise :class:`UserError` unless fields of ``config`` are at least 1, and at least 0."""
+    for names, least, expected in (
+        (positive, 1, "a positive number"),
+        (not_negative, 0, "0 or more"),
+    ):
+        for name in names:
+            if not getattr(config, name) >= least:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} {getattr(config, name)}: expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -33,28 +65,32 @@ class LossConfig:
     """Weights of the objective, eqs (9)-(12) of the paper."""
 
     frame: float = 1.0
-    """λ_frame, of the frame discriminator."""
-    seq: float = 0.2
-    """λ_seq, of the sequence discriminator."""
+    """Weight λ_frame of the frame discriminator."""
+    sequence: float = 0.2
+    """Weight λ_seq of the sequence discriminator."""
     sync: float = 0.8
-    """λ_sync, of the synchronisation discriminator."""
+    """Weight λ_sync of the synchronisation discriminator."""
     l1: float = 600.0
-    """λ₁, of the mean absolute error on the bottom half of the frames."""
+    """Weight λ₁ of the mean absolute error on the bottom half of the frames."""
     l1_top: float = 0.0
-    """The same for the top half, which the paper leaves to the discriminators. A run of minutes
-    is too short for that: the demo preset sets it."""
+    """Weight of the mean absolute error on the top half of the frames, which the paper leaves to
+    the discriminators. A run of minutes is too short for that: the demo preset sets it."""
+    l1_mouth: float = 0.0
+    """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Ours."""
     omega: float = 100.0
-    """λ₂, of the Frobenius penalty Ω on the fusion parameters."""
+    """Weight λ₂ of the Frobenius penalty Ω on the fusion's parameters."""
     penalty: Literal["norm", "sumsq", "meansq", "none"] = "meansq"
-    """Form of Ω: Σ‖P‖_F, Σ‖P‖²_F, the mean square, or none. The literal norm with λ₂ = 100 drives
-    the fusion to zero and the mouth stops moving (docs/results.md)."""
+    """Form of Ω: the sum of norms Σ‖P‖_F, of squares Σ‖P‖²_F, the mean square, or none. The literal
+    norm with λ₂ = 100 drives the fusion to zero and the mouth stops moving (docs/results.md)."""
     saturating: bool = False
-    """Let G minimise the literal log(1 − D) instead of −log D."""
+    """Let the generator minimise the literal log(1 − D) instead of −log D."""
 
     def __post_init__(self) -> None:
-        for name in ("frame", "seq", "sync", "l1", "l1_top", "omega"):
+        for name in ("frame", "sequence", "sync", "l1", "l1_top", "l1_mouth", "omega"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"loss.{name}={getattr(self, name)}: expected a number >= 0")
+                raise UserError(
+                    f"--loss.{name.replace('_', '-')} {getattr(self, name)}: expected a number >= 0"
+                )
 
 
 @dataclass(frozen=True)
@@ -65,48 +101,57 @@ class TrainConfig:
 
       python -m train --fusion cp --kernels triton        built-in data, a few minutes on a CPU
       python -m train --data PREPARED --preset paper      the paper's sizes on a prepared set
-      python -m train --model speech2vid                  the baseline trained with L1 alone
+      python -m train --system speech2vid                 the baseline trained with L1 alone
       python -m train --resume runs/cp-1 --steps 2000     go on with a run
 
     Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
     """
 
-    preset: Literal["paper", "demo"] = "paper"
+    preset: Literal["paper", "small", "demo"] = "paper"
     """Sizes and schedule to start from: the paper's, or a demo that trains on two CPU cores
     (default: paper with a GPU, demo without). Every other flag overrides the preset."""
-    system: Annotated[Literal["polyfusion", "speech2vid"], tyro.conf.arg(name="model")] = (
-        "polyfusion"
-    )
-    """polyfusion: the paper's GAN; speech2vid: the baseline trained with L1 alone. Of the sizes
-    below, speech2vid uses the frame's, the rates and --model.base-channels."""
-    fusion: Literal["cp", "tucker", "cmf", "cmf-sr", "dense", "concat"] = "cp"
-    """Joint representation of audio and identity."""
-    kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
-    """Who computes the fused operators. An explicit choice works or says why not."""
+    system: Literal["polyfusion", "speech2vid"] = "polyfusion"
+    """System to train: polyfusion, the paper's GAN, or speech2vid, the baseline trained with L1
+    alone. Of the sizes below, speech2vid uses the frame's, the rates and --model.base-channels."""
+    fusion: Fusion = "cp"
+    """Form of the joint representation of audio and identity."""
+    kernels: Kernels = "auto"
+    """Kernels that compute the fused operators. An explicit choice works or says why not."""
     data: str = "synthetic"
-    """`synthetic` (the built-in set) or the directory of a prepared set."""
+    """Clips to train on: synthetic (the built-in set) or the directory of a prepared set."""
     encoders: str = "joint"
-    """`joint` trains them with everything; a run directory or checkpoint loads and freezes them."""
+    """Source of the encoders: joint trains them with everything else; a run directory or a
+    checkpoint is one to load them from, to be frozen."""
     out: Path | None = None
-    """Run directory (default: a fresh one under runs/)."""
+    """Run directory to write (default: a fresh one under runs/)."""
     resume: Path | None = None
-    """Go on with this run directory from its last checkpoint; its own settings are the defaults."""
+    """Run directory to go on with from its last checkpoint; its own settings are the defaults."""
     steps: int = 40_000
-    """Training steps (one discriminator and one generator update each)."""
+    """Number of training steps, of one update of the discriminators and one of the generator."""
     batch_size: int = 16
-    """Clips per step."""
+    """Number of clips in a step."""
     frames: int = 75
-    """Frames per clip, T (3 s at 25 frames/s in the paper)."""
+    """Number of frames in a training clip, T (3 s at 25 frames/s in the paper)."""
     limit: int | None = None
-    """Train on the first so many clips only."""
+    """Number of clips to train on, the first of the set (default: all)."""
     synthetic_clips: int = 2000
-    """Clips of the built-in set."""
+    """Number of clips of the built-in set."""
     synthetic_speakers: int = 200
-    """Speakers of the built-in set."""
+    """Number of speakers of the built-in set."""
     synthetic_motion: float = 1.0
-    """Movement of the built-in set's heads; 0 holds them still, as alignment does."""
+    """Amount of movement of the built-in set's heads; 0 holds them still, as alignment does."""
     mirror: bool = True
     """Flip training clips left to right at random."""
+    augment: bool = False
+    """Change the picture of every training clip at random: place, size, turn, light and colours."""
+    any_still: bool = False
+    """Train with any frame of a clip as its still, instead of the first of the frames shown."""
+    balance: float = 0.0
+    """How evenly speakers are seen: 0 takes every clip equally often, 1 every speaker; a speaker
+    with n clips is drawn in proportion to n^(1 − balance)."""
+    average: float = 0.0
+    """Keep a running average of the model's weights that forgets 1 − this share at each step, and
+    use it for validation, samples and evaluation; 0: the weights themselves."""
     lr_generator: float = 1e-4
     """Adam's learning rate for the generator, fusion and encoders."""
     code_rate: float = 1.0
@@ -114,92 +159,89 @@ class TrainConfig:
     keeps z_d from sticking to the ends of its tanh, where a fusion has nothing to multiply."""
     lr_frame: float = 1e-4
     """Adam's learning rate for the frame discriminator."""
-    lr_seq: float = 1e-5
+    lr_sequence: float = 1e-5
     """Adam's learning rate for the sequence discriminator."""
     lr_sync: float = 1e-5
     """Adam's learning rate for the synchronisation discriminator."""
     betas: tuple[float, float] = (0.5, 0.999)
-    """Adam's momenta."""
+    """Adam's momenta β₁ and β₂."""
     anneal: float = 0.0
     """Share of the steps, at the end, over which the learning rates fall linearly to zero."""
     deblur_share: float = 0.25
     """Share of the steps, at the end, that train speech2vid's deblurring network and nothing else;
     the learning rate falls in each of the two stages."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    """Precision of the computation; auto takes bf16 autocast on a GPU and fp32 on a CPU."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of initialisation, data order, crops and noise."""
+    """Seed of the initialisation, data order, crops and noise."""
     workers: int = 2
-    """Processes that read clips."""
+    """Number of processes that read clips."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Number of steps between two lines of metrics.jsonl."""
     sample_every: int = 1000
-    """Steps between picture grids and videos."""
+    """Number of steps between two picture grids and videos."""
     validate_every: int = 500
-    """Steps between validations."""
+    """Number of steps between two validations."""
     checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    """Number of steps between two checkpoints."""
     patience: int = 0
-    """Stop after so many validations in a row without a better PSNR; 0: never."""
+    """Number of validations in a row without a better PSNR after which the run stops; 0 means
+    never."""
     validation_clips: int = 16
-    """Clips of the validation, the same at every validation and with the same noise."""
+    """Number of clips to validate on, the same at every validation and with the same noise."""
     validation_split: Literal["train", "val", "test"] = "val"
-    """Which clips validate; `train` shows how well a run reconstructs what it saw."""
+    """Clips to validate on; train shows how well a run reconstructs what it saw."""
     profile: bool = False
     """Time the parts of the first 20 steps, print where the time goes and save it with a trace."""
+    alignment: Annotated[str, tyro.conf.Suppress] = "none"
+    """How the faces of the set were aligned (`--landmarks` of `train.prepare`), which a still must
+    be too; read from the set."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
-        positive = (
-            "steps", "batch_size", "frames", "synthetic_clips", "synthetic_speakers", "log_every",
-            "sample_every", "validate_every", "checkpoint_every", "validation_clips",
-        )  # fmt: skip
-        for name in positive:
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name)}: expected a positive number")
-        for name in ("workers", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected 0 or more")
+        check_sizes(self, POSITIVE, NOT_NEGATIVE)
         if not self.code_rate > 0:
-            raise ValueError(f"--code-rate {self.code_rate}: expected a positive number")
+            raise UserError(f"--code-rate {self.code_rate}: expected a positive number")
+        for name in ("balance", "average"):
+            if not 0 <= getattr(self, name) <= 1 - (name == "average") * 1e-6:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected a share from 0 to 1")
         if not 0 <= self.anneal <= 1:
-            raise ValueError(f"--anneal {self.anneal}: expected a share between 0 and 1")
+            raise UserError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if not 0 <= self.deblur_share < 1:
-            raise ValueError(
+            raise UserError(
                 f"--deblur-share {self.deblur_share}: expected a share from 0 to below 1"
             )
         if self.system == "speech2vid":
             for name, default in (("fusion", "cp"), ("encoders", "joint")):
                 if getattr(self, name) != default:
-                    raise ValueError(
-                        f"--{name} {getattr(self, name)} with --model speech2vid, which has no "
+                    raise UserError(
+                        f"--{name} {getattr(self, name)} with --system speech2vid, which has no "
                         f"fusion and encoders of its own; leave --{name} out"
                     )
             if self.patience and self.deblur_share:
-                raise ValueError(
-                    f"--patience {self.patience} with --model speech2vid, whose deblurring network "
-                    "is trained at the end; leave --patience out, or pass --deblur-share 0"
+                raise UserError(
+                    f"--patience {self.patience} with --system speech2vid, whose deblurring "
+                    "network is trained at the end; leave --patience out, or pass --deblur-share 0"
                 )
             if self.model.sample_rate < 8000:
-                raise ValueError(
-                    f"--model.sample-rate {self.model.sample_rate} with --model speech2vid: "
+                raise UserError(
+                    f"--model.sample-rate {self.model.sample_rate} with --system speech2vid: "
                     "expected at least 8000 Hz, its sound features reach up to 3700 Hz"
                 )
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: expected a positive number of clips")
+            raise UserError(f"--limit {self.limit}: expected a positive number of clips")
         if self.frames < self.model.snippet_frames:
-            raise ValueError(
+            raise UserError(
                 f"--frames {self.frames}: expected at least {self.model.snippet_frames}, the 0.2 s "
                 "that the synchronisation discriminator sees"
             )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return as_json(dataclasses.asdict(self))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
@@ -225,7 +267,7 @@ PRESETS = {
         mirror=False,
         lr_generator=1e-3,
         lr_frame=2e-4,
-        lr_seq=1e-4,
+        lr_sequence=1e-4,
         lr_sync=1e-4,
         betas=(0.9, 0.99),  # with 0.999 the mouths' small gradients stay scaled down to the end
         anneal=0.4,
@@ -251,6 +293,45 @@ PRESETS = {
             sequence_dim=32,
             sync_disc_channels=16,
             sync_dim=32,
+        ),
+    ),
+    "small": TrainConfig(
+        preset="small",
+        steps=4000,
+        batch_size=8,
+        frames=8,
+        synthetic_clips=400,
+        synthetic_speakers=100,
+        augment=True,
+        any_still=True,
+        balance=0.7,
+        average=0.998,
+        lr_generator=1e-3,
+        lr_frame=2e-4,
+        lr_sequence=1e-4,
+        lr_sync=1e-4,
+        betas=(0.5, 0.99),
+        anneal=0.7,
+        workers=1,
+        sample_every=500,
+        validate_every=500,
+        checkpoint_every=100,
+        validation_clips=8,
+        loss=LossConfig(l1=300.0, l1_top=300.0, l1_mouth=500.0, omega=1.0),
+        model=ModelConfig(
+            base_channels=16,
+            identity_dim=64,
+            audio_encoder="mel",
+            audio_dim=96,
+            composition="warp",
+            eyes=True,
+            fused_dim=128,
+            rank=64,
+            frame_disc_channels=16,
+            sequence_disc_channels=4,
+            sequence_dim=64,
+            sync_disc_channels=16,
+            sync_dim=64,
         ),
     ),
 }
@@ -305,11 +386,11 @@ def parse(args: list[str] | None = None) -> TrainConfig:
 
 def check_objective(config: TrainConfig, default: TrainConfig) -> None:
     """Raise :class:`UserError` if speech2vid is given settings of the GAN's objective."""
-    for name in ("loss", "lr_frame", "lr_seq", "lr_sync"):
+    for name in ("loss", "lr_frame", "lr_sequence", "lr_sync"):
         if config.system == "speech2vid" and getattr(config, name) != getattr(default, name):
             flag = "loss.*" if name == "loss" else name.replace("_", "-")
             raise UserError(
-                f"--{flag} with --model speech2vid, which is trained with L1 alone; leave it out"
+                f"--{flag} with --system speech2vid, which is trained with L1 alone; leave it out"
             )
 
 
@@ -320,7 +401,7 @@ def load_config(run: Path) -> TrainConfig:
         return TrainConfig.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"{run}: no {CONFIG_FILE} there, so it is no run directory") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, UserError) as error:
         raise UserError(f"{path}: not a run configuration of this version ({error})") from None
 
 
@@ -331,7 +412,7 @@ def check_same_run(config: TrainConfig, saved: TrainConfig, run: Path) -> None:
         for values in (new, old):
             values.update({f"{group}.{k}": v for k, v in values.pop(group).items()})
     changed = [
-        f"--{FLAGS.get(name, name.replace('_', '-'))} {new[name]} (the run has {old[name]})"
+        f"--{name.replace('_', '-')} {new[name]} (the run has {old[name]})"
         for name in new
         if name not in RESUMABLE and new[name] != old[name]
     ]

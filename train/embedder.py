@@ -1,4 +1,4 @@
-"""Trains our identity embedder, which measures ACD without any download.
+"""Train our identity embedder, which measures ACD without any download.
 
     python -m train.embedder --out embedder.safetensors                  built-in set, minutes
     python -m train.embedder --data PREPARED --out embedder.safetensors
@@ -10,9 +10,10 @@ Afterwards it is tested on speakers whom it has never seen.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from train.cli import run
-from train.config import UserError
+from train.config import check_sizes
 from train.data.prepared import DataError, PreparedSet
-from train.loop import pick_device
+from train.device import pick_device
+from train.errors import UserError, run
+from train.files import as_json
 from train.metrics.identity import OURS, OurEmbedder
 from train.metrics.weights import claim_file, freeze, save_network
 from train.syncnet import data_root, spread
@@ -42,36 +44,33 @@ class EmbedderConfig:
     """
 
     out: Path
-    """File to write, .safetensors."""
+    """File to write the network to, .safetensors."""
     data: str = "synthetic"
-    """`synthetic` (the built-in set at demo size) or the directory of a prepared set."""
+    """Clips to train on: synthetic (the built-in set) or the directory of a prepared set."""
     steps: int = 400
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Number of pictures in a step."""
     learning_rate: float = 1e-3
-    """Adam's, falling to zero along a cosine."""
+    """Adam's learning rate at the start; it falls to zero along a cosine."""
     limit: int = 4000
-    """Clips to train on; each takes 0.14 MB of memory."""
+    """Greatest number of clips to train on; each takes 0.14 MB of memory."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of initialisation, order and augmentation."""
+    """Seed of the initialisation, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "limit"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
+        check_sizes(self, ("steps", "batch_size", "limit"))
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise UserError(f"--learning-rate {self.learning_rate}: expected a positive number")
 
 
 def train_embedder(config: EmbedderConfig) -> dict[str, float]:
-    """Train, test on unseen speakers, write `config.out`; return what the file records.
+    """Train, test on unseen speakers, write ``config.out``; return what the file records.
 
-    `same` and `different` are mean L2 distances between pictures of one speaker and of two,
-    `equal_error` the share of pairs confused where both kinds are confused equally often. Raises
+    ``same`` and ``different`` are mean L2 distances between pictures of one speaker and of two,
+    ``equal_error`` the share of pairs confused where both kinds are confused equally often. Raises
     DataError for unsuitable data and UserError for a file that cannot be written.
     """
     device = pick_device(config.device)
@@ -87,7 +86,7 @@ def train_embedder(config: EmbedderConfig) -> dict[str, float]:
     classes = torch.nn.Parameter(torch.randn(speakers, OurEmbedder.dim, device=device))
     optimizer = torch.optim.Adam([*network.parameters(), classes], config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    draw = torch.Generator().manual_seed(config.seed)
+    rng = torch.Generator().manual_seed(config.seed)
     share = 1.0 / labels.bincount()[labels]  # speakers are drawn equally often
     print(
         f"{OURS}: {len(pictures)} pictures of {speakers} speakers of {root}, "
@@ -97,8 +96,8 @@ def train_embedder(config: EmbedderConfig) -> dict[str, float]:
     smoothed = 0.0
     with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar:
         for step in range(config.steps):
-            chosen = torch.multinomial(share, config.batch_size, True, generator=draw)
-            batch = augment(network.reduce(pictures[chosen]), draw).to(device)
+            chosen = torch.multinomial(share, config.batch_size, True, generator=rng)
+            batch = augment(network.reduce(pictures[chosen]), rng).to(device)
             cosine = network.embed(batch) @ F.normalize(classes, dim=1).T
             target = labels[chosen].to(device)
             margin = MARGIN * F.one_hot(target, speakers)
@@ -114,7 +113,7 @@ def train_embedder(config: EmbedderConfig) -> dict[str, float]:
         raise UserError("the loss is not finite; try a smaller --learning-rate")
     freeze(network, device)
     result = verify(network, unseen, device)
-    record = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    record = as_json(dataclasses.asdict(config))
     save_network(config.out, OURS, network, {**result, "trained_on": str(root), "config": record})
     print(
         f"unseen speakers ({result['speakers']:.0f}): distance {result['same']:.2f} to oneself, "
@@ -154,14 +153,14 @@ def load_pictures(data: PreparedSet, limit: int) -> tuple[Tensor, Tensor, Tensor
     return torch.cat(pictures), numbers, torch.tensor(clips)
 
 
-def augment(pictures: Tensor, draw: torch.Generator) -> Tensor:
+def augment(pictures: Tensor, rng: torch.Generator) -> Tensor:
     """Other light, place, side and sharpness for pictures (N, 3, H, W) in [-1, 1]."""
     count = len(pictures)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=draw)
+        return low + (high - low) * torch.rand(count, *shape, generator=rng)
 
-    mirrored = torch.rand(count, 1, 1, 1, generator=draw) < 0.5
+    mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
     pictures = torch.where(mirrored, pictures.flip(3), pictures)
     soft = F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
     pictures = torch.lerp(pictures, soft, uniform(0, 1, 1, 1, 1))

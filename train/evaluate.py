@@ -5,14 +5,15 @@
     python -m train.evaluate GENERATED.mp4 --real REAL.mp4      videos, or two folders of them
 
 Make the two networks with `python -m train.syncnet` and `python -m train.embedder`; without them
-their columns are dashes. The row is printed and kept as RUN/evaluation.json.
+their columns are dashes. With the extra `faces`, dlib measures mouths, and of real faces blinks and
+identity too. The row is printed beside those of the still repeated, the speaker's mean frame and
+the real video, which say what it is worth, and kept with them as RUN/evaluation.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,23 +26,28 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train.checkpoint import load_modules, read_checkpoint
-from train.cli import run
-from train.config import CONFIG_FILE, TrainConfig, UserError, load_config
+from model.config import Kernels
+from train.baselines import REAL, SpeakerMeans, baselines
+from train.config import CONFIG_FILE, TrainConfig
 from train.data.batches import by_turns, open_set
+from train.data.landmarks import choose
 from train.data.media import read_media
-from train.data.prepared import PreparedSet, read_manifest, write_atomically
-from train.gan import Batch
-from train.loop import find_data, pick_device, to_device
+from train.data.prepared import PreparedSet, read_manifest
+from train.data.source import find_data
+from train.device import Batch, clip_to_device, pick_device
+from train.errors import UserError, run
+from train.files import as_json, write_json
+from train.metrics.faces import FaceEmbedder, FaceReader
 from train.metrics.identity import load_embedder
-from train.metrics.score import MetricError, check_rates
+from train.metrics.score import MetricError, Score, check_rates
 from train.metrics.syncnet import load_ours, load_published
-from train.metrics.table import COLUMNS, Meters, Pair, Row, measure, to_json
+from train.metrics.table import COLUMNS, NO_READER, Meters, Pair, Row, Tally, to_json
 from train.metrics.weights import claim_file
-from train.samples import to_uint8
-from train.trainers import build_model
+from train.run.checkpoint import load_run
+from train.run.samples import to_uint8
 
 EVALUATION_FILE = "evaluation.json"
+GENERATED = "generated"  # the title of the row of a model or of videos
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".mpg", ".webm")
 SAMPLE_RATE = 16000  # Hz, of the sound of video files
 
@@ -51,33 +57,40 @@ class EvaluateConfig:
     """Measure a run's model, or videos, by the columns of the paper's Table 1."""
 
     target: Annotated[Path, tyro.conf.Positional]
-    """A run directory; with --real a generated video or a folder of them."""
+    """Run directory to measure; with --real, a generated video or a folder of them."""
     real: Path | None = None
-    """The real video of the generated one, or a folder with files of the same names."""
+    """Real video of the generated one, or a folder with files of the same names."""
     ground_truth: bool = False
     """Measure the real clips themselves instead of what the model makes of their stills."""
     data: str | None = None
-    """`synthetic` or a prepared set (default: the run's own)."""
+    """Clips to measure on: synthetic (the built-in set) or the directory of a prepared set; by
+    default the run's own."""
     split: Literal["train", "val", "test"] = "test"
-    """Which clips; the speakers of `test` are in no other split, unless the set has only two."""
+    """Split to measure on; the speakers of test are in no other, unless the set has only two."""
     clips: int = 60
-    """At most so many clips, every speaker's first one before any second one."""
+    """Greatest number of clips, every speaker's first one before any second one."""
     syncnet: Path | None = None
-    """Our SyncNet, of `python -m train.syncnet`, for AV offset and confidence."""
+    """File of our SyncNet, which python -m train.syncnet makes, for AV offset and confidence."""
     published_syncnet: Path | None = None
-    """The published SyncNet's state dict, `syncnet_v2.model`, instead."""
+    """File of the published SyncNet instead, the state dict syncnet_v2.model."""
+    landmarks: str = "auto"
+    """Landmarks that measure mouths, and blinks and identity of real faces: dlib (of the extra
+    faces), the path of another 68-point predictor, none, or auto (dlib where it is installed)."""
+    baselines: bool = True
+    """Measure the rows beside: the still repeated, the speaker's mean frame and the real video."""
     embedder: Path | None = None
-    """Our identity embedder, of `python -m train.embedder`, for ACD."""
+    """File of our identity embedder, which python -m train.embedder makes, for ACD of the built-in
+    faces; real ones are measured by dlib's network where there are landmarks."""
     masked: bool = False
     """Leave out what AV sync would compare with the silence beyond a clip."""
     out: Path | None = None
     """JSON file to write (default: evaluation.json in the run directory; none for videos)."""
-    kernels: Literal["auto", "eager", "triton", "cuda"] = "auto"
-    """Who computes the fused operators."""
+    kernels: Kernels = "auto"
+    """Kernels that compute the fused operators. An explicit choice works or says why not."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of the noise: clip i gets that of seed + i."""
+    """Seed of the noise; clip i gets that of seed + i."""
 
     def __post_init__(self) -> None:
         if self.clips < 1:
@@ -87,9 +100,14 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> Row:
-    """Measure, print and keep one row; UserError, DataError or MetricError for what cannot be."""
+    """Measure, print and keep a row and those beside it; return the row.
+
+    UserError, DataError or MetricError for what cannot be measured.
+    """
     device = pick_device(config.device)
     out, norm = config.out, None
+    clips: list[dict[str, Any]]
+    means: SpeakerMeans | None = None
     if out is not None:
         claim_file(out)
     if config.real is not None:
@@ -97,6 +115,7 @@ def evaluate(config: EvaluateConfig) -> Row:
             raise UserError("--ground-truth and --real: give one of them")
         files = video_files(config.target, config.real)
         pairs, count = video_pairs(files, device), len(files)
+        clips = [{} for _ in files]
         what = f"{count} {'videos' if count > 1 else 'video'} of {config.target}"
         meters = load_meters(config, eyes=False, device=device)
     else:
@@ -104,7 +123,7 @@ def evaluate(config: EvaluateConfig) -> Row:
             raise UserError(f"{config.target}: a video needs its real one: --real REAL")
         run, model = load_run(config.target, device, config.kernels)
         root = find_data(run if config.data is None else dataclasses.replace(run, data=config.data))
-        data = test_clips(run, root, config.split, config.clips)
+        data = whole_clips(run, root, config.split, config.clips)
         eyes = read_manifest(root).get("source") == "synthetic"
         meters = load_meters(config, eyes=eyes, device=device)
         name = "ground-truth.json" if config.ground_truth else EVALUATION_FILE
@@ -113,48 +132,49 @@ def evaluate(config: EvaluateConfig) -> Row:
         fusion: Any = getattr(model, "fusion", None)
         if fusion is not None and list(fusion.parameters()) and not config.ground_truth:
             norm = float(fusion.frobenius_penalty())
-        count = len(data)
+        count, clips = len(data), data.clips
+        means = SpeakerMeans(root, data.size)
         pairs = clip_pairs(None if config.ground_truth else model, data, device, config.seed)
+    own = REAL if config.ground_truth else GENERATED
+    tallies = {own: Tally(meters)}
     with tqdm(pairs, total=count, unit="clip", dynamic_ncols=True, leave=False) as bar:
-        row = measure(bar, meters)
-    show(row, meters, what)
+        for pair, clip in zip(bar, clips, strict=True):
+            tallies[own].add(pair)
+            for title, other in baselines(pair, clip, means) if config.baselines else ():
+                tally = tallies.setdefault(title, Tally(meters))
+                if isinstance(other, Score):
+                    tally.leave_out(other.reason)
+                else:
+                    tally.add(other)
+    rows = {title: tally.row() for title, tally in tallies.items()}
+    row = rows[own]
+    show(rows, meters, what)
     if out is not None:
         record = {
             "row": to_json(row),
+            "baselines": {title: to_json(rows[title]) for title in rows if title != own},
             "fusion_norm": norm,
             "networks": meters.titles(),
             "of": what,
-            "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            "settings": as_json(dataclasses.asdict(config)),
         }
         try:
-            write_atomically(out, (json.dumps(record, indent=2) + "\n").encode())
+            write_json(out, record)
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return row
 
 
-def load_run(
-    run: Path, device: torch.device, kernels: str = "auto"
-) -> tuple[TrainConfig, nn.Module]:
-    """The configuration and the trained model of a run directory, in evaluation mode."""
-    config = dataclasses.replace(load_config(run), kernels=kernels)  # type: ignore[arg-type]
-    tensors, _ = read_checkpoint(run)
-    model = build_model(config)
-    model_only = {key: value for key, value in tensors.items() if key.startswith("model.")}
-    load_modules({"model": model}, model_only, run)
-    return config, model.to(device).eval().requires_grad_(False)
-
-
-def test_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
-    """Whole clips at the model's size, at most ``count``, spread over the speakers."""
+def whole_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
+    """Open whole clips at the model's size, at most ``count``, spread over the speakers."""
     return by_turns(open_set(root, split, config.model), count)
 
 
 @torch.no_grad()
 def animate(model: nn.Module, batch: Batch, seed: int) -> Tensor:
     """(T, 3, H, W) uint8: what a model makes of the still and the sound of one clip."""
-    noise = torch.Generator().manual_seed(seed)
-    frames = model(batch.still, batch.audio, noise)[0]
+    rng = torch.Generator().manual_seed(seed)
+    frames = model(batch.still, batch.audio, rng)[0]
     return torch.from_numpy(to_uint8(frames)).to(frames.device)
 
 
@@ -166,14 +186,12 @@ def clip_pairs(
         item = data[index]
         made = real = item["frames"].to(device)
         if model is not None:
-            batch = to_device({k: v[None] for k, v in item.items() if k != "index"}, device)
-            made = animate(model, batch, seed + index)
+            made = animate(model, clip_to_device(item, device), seed + index)
             real = real[: len(made)]
         clip = data.clips[index]
-        yield Pair(
-            made, real, item["audio"].numpy(), data.fps, data.sample_rate,
-            f"{clip['speaker']}/{clip['name']}",
-        )  # fmt: skip
+        name = f"{clip['speaker']}/{clip['name']}"
+        audio = item["audio"].numpy()
+        yield Pair(made, real, audio, data.fps, data.sample_rate, name, clip["speaker"])
 
 
 def video_files(made: Path, real: Path) -> list[tuple[Path, Path]]:
@@ -206,25 +224,43 @@ def video_pairs(files: list[tuple[Path, Path]], device: torch.device) -> Iterato
 
 def load_meters(config: EvaluateConfig, *, eyes: bool, device: torch.device) -> Meters:
     """The measuring networks that were asked for."""
-    embedder = load_embedder(config.embedder, device) if config.embedder else None
+    embedder: Any = load_embedder(config.embedder, device) if config.embedder else None
     syncnet: Any = None
     if config.syncnet is not None:
         syncnet = load_ours(config.syncnet, device)
     elif config.published_syncnet is not None:
         syncnet = load_published(config.published_syncnet, device)
-    return Meters(embedder, syncnet, eyes, config.masked)
+    landmarks = "haar" if config.landmarks == "none" else choose(config.landmarks)
+    if landmarks == "haar":
+        if config.landmarks == "haar":
+            raise UserError("--landmarks haar: no landmarks; expected auto, dlib, none or a path")
+        missing = "--landmarks none" if config.landmarks == "none" else NO_READER
+        return Meters(embedder, syncnet, eyes, config.masked, no_faces=missing)
+    if not eyes:
+        embedder = FaceEmbedder(landmarks)
+    return Meters(embedder, syncnet, eyes, config.masked, FaceReader(landmarks))
 
 
-def show(row: Row, meters: Meters, what: str) -> None:
-    """Print a row, a metric a line, with the reason of every dash."""
+def show(rows: dict[str, Row], meters: Meters, what: str) -> None:
+    """Print rows side by side, a metric a line, then what measured and the reason of every dash."""
     print(what)
-    titles = meters.titles()
+    notes: list[str] = []
+    print(" " * 22 + "".join(f"{title:>17}" for title in rows))
     for column in COLUMNS:
-        score = row[column.key]
-        value = "-" if score.value is None else format(score.value, column.form)
-        title = titles.get(column.meter) if score.value is not None else None
-        notes = "; ".join(note for note in (title, score.reason) if note)
-        print(f"  {column.title:<10} {value:>9}  {notes}".rstrip())
+        line = f"  {column.title:<20}"
+        for row in rows.values():
+            score = row[column.key]
+            text = "-" if score.value is None else format(score.value, column.form)
+            if score.reason and score.reason not in notes:
+                notes.append(score.reason)
+            mark = f"[{notes.index(score.reason) + 1}]" if score.reason else ""
+            line += f"{text:>12}{mark:<5}"
+        print(line.rstrip())
+    for key, title in meters.titles().items():
+        if title is not None:
+            print(f"  {key} measured by: {title}")
+    for number, note in enumerate(notes, 1):
+        print(f"  [{number}] {note}")
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """The training run, from configuration to checkpoint, pictures and video."""
 
-import os
+import dataclasses
 import sys
 import time
 from contextlib import nullcontext
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from polyfusion.ops._dispatch import interpreted, resolve
-from train.base import BaseTrainer, Batch
-from train.checkpoint import (
+from train.config import TrainConfig
+from train.data.batches import StepSampler, by_turns, make_loader, open_set
+from train.data.prepared import PreparedSet, read_alignment
+from train.data.source import find_data
+from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
+from train.errors import UserError
+from train.metrics.quality import psnr
+from train.run.checkpoint import (
     CHECKPOINT_FILE,
     load_encoders,
     load_modules,
@@ -21,38 +25,45 @@ from train.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from train.config import TrainConfig, UserError
-from train.curves import write_curves
-from train.data.batches import StepSampler, by_turns, make_loader, open_set
-from train.data.prepared import PreparedSet
-from train.losses import bottom_half, l1_loss, psnr
-from train.prepare import prepare_synthetic
-from train.profile import Profile, check_steps
-from train.rundir import MetricsLog, claim_directory, stalled, write_record
-from train.samples import write_comparison, write_grid
-from train.trainers import make_trainer
+from train.run.curves import write_curves
+from train.run.directory import MetricsLog, claim_directory, stalled, write_record
+from train.run.profile import Profile, check_steps
+from train.run.samples import write_comparison, write_grid
+from train.trainer import BaseTrainer, make_trainer
+from train.trainer.losses import bottom_half, l1_loss
 
 SAMPLED_CLIPS = 4
-#: Height and width of the built-in set.
-FULL_SIZE = (128, 96)
+#: PSNR, dB, of a validation clip that is reproduced exactly: infinity would spoil the mean.
+BEST_PSNR = 100.0
 
 
 def train(config: TrainConfig) -> Path:
     """Run or resume a training; return the run directory.
 
-    Raises :class:`UserError` (or ``DataError``) for bad settings or data before anything is
+    Raises :class:`UserError` for bad settings or data before anything is
     written, and for a loss that is not finite (the last good checkpoint stays).
     """
     device = pick_device(config.device)
-    if resolve(config.kernels, [torch.empty(0, device=device)]) == "triton" and interpreted():
+    if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
-    clips = open_set(
-        root, "train", config.model, frames=config.frames, seed=config.seed, random_crop=True,
-        mirror=config.mirror, limit=config.limit,
-    )  # fmt: skip
-    validation = open_validation(config, root)
+    config = dataclasses.replace(config, alignment=read_alignment(root))
     trainer = make_trainer(config, device)
+    clips = open_set(
+        root,
+        "train",
+        config.model,
+        frames=config.frames,
+        seed=config.seed,
+        random_crop=True,
+        mirror=config.mirror,
+        limit=config.limit,
+        any_still=config.any_still,
+        augment=config.augment,
+        context=trainer.model.context,
+        eyes=config.model.eyes,
+    )
+    validation = open_validation(config, root)
     if config.encoders != "joint":
         load_encoders(trainer.model, Path(config.encoders))
         trainer.model.freeze_encoders()
@@ -75,7 +86,10 @@ def train(config: TrainConfig) -> Path:
     write_record(run, config, device)
     announce(config, trainer, clips, validation, run, device)
     log = MetricsLog(run, start)
-    sampler = StepSampler(len(clips), config.batch_size, config.seed, start, config.steps)
+    speakers = [clip["speaker"] for clip in clips.clips]
+    sampler = StepSampler(
+        speakers, config.batch_size, config.seed, start, config.steps, config.balance
+    )
     loader = make_loader(clips, sampler, config.workers, pin=device.type == "cuda")
 
     profile = Profile(trainer, run, config.steps - start) if config.profile else None
@@ -91,10 +105,11 @@ def train(config: TrainConfig) -> Path:
                     item = next(batches)
                 waited += time.perf_counter() - fetched
                 with trainer.section("host to device"):
-                    batch = to_device(item, device)
+                    batch = to_device(item, device, clips.context)
                 trainer.anneal((step - 1) / config.steps)
-                noise = torch.Generator().manual_seed(config.seed + 7919 * step)
-                terms = trainer.step(batch, noise)
+                rng = torch.Generator().manual_seed(config.seed + 7919 * step)
+                terms = trainer.step(batch, rng)
+                trainer.update_average(step)
                 finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
                 bar.update()
 
@@ -138,43 +153,6 @@ def train(config: TrainConfig) -> Path:
     return run
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, or the device named; :class:`UserError` if it is not here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({reason}); use --device cpu") from None
-    return device
-
-
-def find_data(config: TrainConfig, small: bool = False) -> Path:
-    """The prepared set to read; the built-in one is rendered on first use and kept.
-
-    ``small`` renders it at the model's size, for many speakers in little space; otherwise it has
-    the full size and is reduced when read.
-    """
-    if config.data != "synthetic":
-        return Path(config.data)
-    model = config.model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyfusion"
-    name = f"synthetic-{config.synthetic_clips}x{config.synthetic_speakers}-{model.sample_rate}"
-    size = (model.height, model.width) if small else FULL_SIZE
-    name += f"-{model.fps:g}-{config.synthetic_motion:g}"
-    return prepare_synthetic(
-        cache / (name if size == FULL_SIZE else f"{name}-{model.height}x{model.width}"),
-        size=size,
-        clips=config.synthetic_clips,
-        speakers=config.synthetic_speakers,
-        motion=config.synthetic_motion,
-        sample_rate=model.sample_rate,
-        fps=model.fps,
-    )
-
-
 def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
     """The fixed validation clips: whole, from the start, without mirroring."""
     options = {"limit": config.limit} if config.validation_split == "train" else {}
@@ -210,44 +188,33 @@ def check_finite(
     )
 
 
-def to_device(item: dict[str, Tensor], device: torch.device) -> Batch:
-    """Move a loader's batch and scale its frames to [−1, 1]."""
-    frames = item["frames"].to(device, non_blocking=True)
-    audio = item["audio"].to(device, non_blocking=True)
-    return Batch(frames.float().div_(127.5).sub_(1), audio)
-
-
 @torch.no_grad()
 def generate(trainer: BaseTrainer, data: PreparedSet, count: int) -> list[tuple[Batch, Tensor]]:
     """The first ``count`` clips, one by one, with what the model makes of them (fixed noise)."""
-    trainer.model.eval()
+    model = trainer.average.eval()
     pairs = []
     for index in range(min(count, len(data))):
-        batch = to_device(default_collate([data[index]]), trainer.device)
+        batch = clip_to_device(data[index], trainer.device)
         with trainer.autocast:
-            noise = torch.Generator().manual_seed(index)
-            generated = trainer.model(batch.still, batch.audio, noise).float()
+            rng = torch.Generator().manual_seed(index)
+            generated = model(batch.still, batch.audio, rng).float()
         pairs.append((batch, generated))
-    trainer.model.train()
+    model.train(model is trainer.model)
     return pairs
 
 
 def validate(pairs: list[tuple[Batch, Tensor]]) -> dict[str, float]:
     """Mean L1 and PSNR (whole frame and bottom half) over the pairs of :func:`generate`."""
-    rows = []
+    found = []
     for batch, generated in pairs:
         bottom = bottom_half(generated), bottom_half(batch.frames)
-        rows.append(
-            torch.stack(
-                [
-                    l1_loss(*bottom),
-                    psnr(generated, batch.frames).mean(),
-                    psnr(*bottom).mean(),
-                ]
-            )
-        )
+        ratios = [
+            psnr(made, real, colour=True).clamp_max(BEST_PSNR).mean()
+            for made, real in ((generated, batch.frames), bottom)
+        ]
+        found.append(torch.stack([l1_loss(*bottom).double(), *ratios]))
     names = ("val/l1", "val/psnr", "val/psnr_bottom")
-    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+    return dict(zip(names, torch.stack(found).mean(0).tolist(), strict=True))
 
 
 def write_samples(
@@ -276,9 +243,8 @@ def announce(
     size = config.model
     count = sum(p.numel() for p in trainer.model.parameters())
     left_out = f", {clips.skipped} too short left out" if clips.skipped else ""
-    kernels: str = config.kernels
-    if kernels == "triton" and interpreted():
-        kernels = "triton (interpreted; discriminators eager)"
+    interpreter = " (interpreted; discriminators eager)"
+    kernels = config.kernels + interpreter * in_interpreter(config.kernels, device)
     precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
     ours = config.system == "polyfusion"
     name = f"fusion {config.fusion}" if ours else "Speech2Vid"

@@ -1,4 +1,4 @@
-"""Prepares training data: aligned faces with their sound, in the layout of `train.data.prepared`.
+"""Prepare training data: aligned faces with their sound, in the layout of ``train.data.prepared``.
 
     python -m train.prepare grid ~/corpora/GRID data/grid
     python -m train.prepare synthetic data/synthetic --clips 200
@@ -9,7 +9,6 @@ A run can be stopped at any time and started again: finished clips are kept.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import signal
 import sys
@@ -21,33 +20,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
-import numpy as np
 import tyro
 from tqdm import tqdm
 
-from train.cli import run
-
-from .data import grid
-from .data.parallel import Job, run_jobs, usable_cores
-from .data.prepared import (
+from train.data import grid
+from train.data.landmarks import choose, describe
+from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
     DataError,
     read_clip,
     read_header,
     read_manifest,
-    write_atomically,
     write_clip,
 )
+from train.data.splits import SPLITS, draw_splits, read_splits
+from train.data.synthetic import render_clip
+from train.errors import run
+from train.files import write_json
+from train.jobs import Job, run_jobs, usable_cores
+from train.pictures import write_contact_sheet
 
-CONTACT_CLIPS = 64
+CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
 
 Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
 Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 
 
@@ -60,16 +61,18 @@ def prepare_grid(
     seed: int = 0,
     splits: File = None,
     min_frames: int = grid.FRAMES,
+    landmarks: Landmarks = "auto",
     workers: Workers = None,
 ) -> Path:
     """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
 
     Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
 
-    Faces are aligned by their eyes, the sound is resampled, and speakers are divided into train,
-    val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of 3 s takes 2.8 MB of
-    disk and about 0.25 s of one core. Clips that cannot be used are skipped and listed; other frame
-    rates are resampled to 25, and remarks say what was done to a clip or is odd about it.
+    Faces are aligned by landmarks or by their eyes, the sound is resampled, and speakers are
+    divided into train, val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of
+    3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
+    listed; other frame rates are resampled to 25, and remarks say what was done to a clip or is
+    odd about it.
     Run again, it does only what is missing.
 
     Args:
@@ -80,6 +83,10 @@ def prepare_grid(
         seed: Seed of the division into splits.
         splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
         min_frames: Shorter clips are skipped; every intact clip of GRID has 75.
+        landmarks: What places the faces: `dlib`, the 68-point predictor of the extra `faces`, frame
+            by frame (its training pictures exclude commercial use); `haar`, OpenCV's eye detector,
+            coarser; the path of another 68-point predictor (*.dat); or `auto`, dlib where it is
+            installed and haar elsewhere.
         workers: Processes; one per core if not given.
 
     Returns:
@@ -91,7 +98,8 @@ def prepare_grid(
     """
     _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
     out = Path(out)
-    chosen = None if splits is None else grid.read_splits(splits)
+    chosen = None if splits is None else read_splits(splits)
+    aligner = choose(landmarks)
     settings = {
         "source": "grid",
         "fps": grid.FPS,
@@ -100,6 +108,7 @@ def prepare_grid(
         "seed": seed,
         "min_frames": min_frames,
         "splits": chosen,
+        "landmarks": aligner,
     }
     sources = grid.find_clips(raw)
     if chosen is not None:
@@ -115,7 +124,7 @@ def prepare_grid(
     for source in sources:
         key = (source.speaker, source.name)
         if key in jobs:
-            reason = f"the same clip as {jobs[key].label}"
+            reason = f"the same clip as {jobs[key].name}"
             skipped.append({"file": str(source.path), "reason": reason})
             continue
         target = out / "clips" / source.speaker / f"{source.name}.safetensors"
@@ -126,13 +135,16 @@ def prepare_grid(
             sample_rate=sample_rate,
             size=size,
             min_frames=min_frames,
+            landmarks=aligner,
         )
         jobs[key] = Job(str(source.path), make)
     if chosen is not None:
         assigned = {key: chosen[key[0]] for key in jobs}
     else:
-        assigned = grid.draw_splits(jobs, seed)
-    return _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+        assigned = draw_splits(jobs, seed)
+    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+    print(f"faces aligned by {describe(aligner)}")
+    return out
 
 
 def prepare_synthetic(
@@ -204,12 +216,10 @@ def prepare_synthetic(
         )
         for index in range(clips)
     }
-    return _prepare(out, settings, jobs, lambda keys: grid.draw_splits(keys, seed), [], workers)
+    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
 
 
 def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
-    from .data.synthetic import render_clip
-
     clip = replace(render_clip(index, **options), name=f"{index:05d}")
     target = out / "clips" / clip.speaker / f"{clip.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +248,7 @@ def _check(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Makes `out` ready; gives its manifest if it is a set of the same settings, or None if new."""
+    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new."""
     if out.exists() and not out.is_dir():
         raise DataError(f"OUT {out} is a file; give a new directory or one prepared earlier")
     if (out / MANIFEST).exists():
@@ -273,7 +283,7 @@ def _write_manifest(
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_json(out / MANIFEST, manifest, indent=1)
     except OSError as error:
         raise DataError(f"cannot write into {out}: {error.strerror}") from None
 
@@ -286,7 +296,7 @@ def _prepare(
     skipped: list[dict[str, str]],
     workers: int | None,
 ) -> Path:
-    """Does the jobs whose clip is not there yet; writes manifest, contact sheet and summary."""
+    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary."""
     began = time.monotonic()
     if _claim(out, settings) is None:
         _write_manifest(out, settings, [], [], complete=False)
@@ -305,11 +315,10 @@ def _prepare(
             closing(run_jobs(jobs.values(), workers)) as outcomes,
             tqdm(total=len(jobs) + kept, initial=kept, unit="clip", disable=not jobs) as bar,
         ):
-            for job, made, reason in outcomes:
+            for job, made, reason, _ in outcomes:
                 if made is None:
-                    skipped.append(
-                        {"file": job.label, "reason": reason.removeprefix(f"{job.label}: ")}
-                    )
+                    reason = reason.removeprefix(f"{job.name}: ")
+                    skipped.append({"file": job.name, "reason": reason})
                     bar.set_postfix(skipped=len(skipped))
                 else:
                     done[made] = read_header(made)
@@ -324,7 +333,12 @@ def _prepare(
     _summarise(clips, skipped)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
-    _contact_sheet(out, clips)
+    shown = _shown(clips)
+    write_contact_sheet(
+        out / "contact.png",
+        (read_clip(out / clip["file"]).frames for clip in shown),
+        [f"{clip['speaker']}/{clip['name']} {clip['split']}" for clip in shown],
+    )
     size = sum(path.stat().st_size for path in done) / 1e9
     print(
         f"{len(clips)} clips in {out} ({kept} were there before), {size:.2f} GB, "
@@ -334,7 +348,7 @@ def _prepare(
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The intact clip files of `out` with their headers."""
+    """The intact clip files of ``out`` with their headers."""
     for path in sorted(out.glob("clips/*/*.safetensors")):
         try:
             header = read_header(path)
@@ -363,7 +377,7 @@ def _entries(
 
 def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> None:
     print(f"{'split':<8}{'clips':>8}{'speakers':>10}{'frames':>10}")
-    for split in grid.SPLITS:
+    for split in SPLITS:
         chosen = [clip for clip in clips if clip["split"] == split]
         speakers = len({clip["speaker"] for clip in chosen})
         frames = sum(clip["frames"] for clip in chosen)
@@ -383,27 +397,19 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
 
 
-def _contact_sheet(out: Path, clips: list[dict[str, Any]]) -> None:
-    """Writes contact.png: the middle frame of up to 64 clips, evenly chosen, with names."""
-    chosen = clips[:: -(-len(clips) // CONTACT_CLIPS)]
-    tiles = []
-    for clip in chosen:
-        frames = read_clip(out / clip["file"]).frames
-        image = cv2.cvtColor(frames[len(frames) // 2].transpose(1, 2, 0), cv2.COLOR_RGB2BGR)
-        tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
-        label = f"{clip['speaker']}/{clip['name']} {clip['split']}"
-        cv2.putText(
-            tile, label, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (255,) * 3, 1, cv2.LINE_AA
-        )
-        tiles.append(tile)
-    columns = min(12, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    cv2.imwrite(str(out / "contact.png"), np.vstack(rows))
+def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Up to 64 clips: every speaker's first one, however many there are, then second ones, …"""
+    turns: Counter[str] = Counter()
+    ranked = []
+    for clip in clips:
+        ranked.append((turns[clip["speaker"]], clip["file"], clip))
+        turns[clip["speaker"]] += 1
+    ranked = sorted(ranked, key=lambda item: item[:2])[: max(CONTACT_CLIPS, len(turns))]
+    return sorted((clip for *_, clip in ranked), key=lambda clip: clip["file"])
 
 
 def main() -> int:
-    """Runs the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = functools.partial(
         tyro.extras.subcommand_cli_from_dict,

@@ -1,4 +1,4 @@
-"""Trains our SyncNet, which measures AV offset and confidence without any download.
+"""Train our SyncNet, which measures AV offset and confidence without any download.
 
     python -m train.syncnet --out syncnet.safetensors                    built-in set, minutes
     python -m train.syncnet --data PREPARED --out syncnet.safetensors
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from train.cli import run
-from train.config import PRESETS, UserError
+from train.config import PRESETS, check_sizes
 from train.data.prepared import DataError, PreparedSet
-from train.loop import find_data, pick_device
+from train.data.source import find_data
+from train.device import pick_device
+from train.errors import UserError, run
+from train.files import as_json
 from train.metrics.mfcc import mfcc
 from train.metrics.sync import FPS, MIN_FRAMES, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
 from train.metrics.syncnet import OURS, OurSyncNet, mfcc_windows
@@ -44,32 +46,29 @@ class SyncNetConfig:
     """
 
     out: Path
-    """File to write, .safetensors."""
+    """File to write the network to, .safetensors."""
     data: str = "synthetic"
-    """`synthetic` (the built-in set at demo size) or the directory of a prepared set, 25 frames/s
-    and 16 kHz."""
+    """Clips to train on: synthetic (the built-in set) or the directory of a prepared set of
+    25 frames/s and 16 kHz."""
     steps: int = 400
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = 8
-    """Clips per step."""
+    """Number of clips in a step."""
     windows: int = 32
-    """Consecutive windows per clip, among whose sounds each has to find its own."""
+    """Number of consecutive windows of a clip among whose sounds each has to find its own."""
     learning_rate: float = 1e-3
-    """Adam's, falling to zero along a cosine."""
+    """Adam's learning rate at the start; it falls to zero along a cosine."""
     limit: int = 2000
-    """Clips to train on; each takes 0.5 MB of memory."""
+    """Greatest number of clips to train on; each takes 0.5 MB of memory."""
     held_out: int = 60
-    """Clips of other splits to test on."""
+    """Greatest number of clips of other splits to test on."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Of initialisation, clip order, crops and test shifts."""
+    """Seed of the initialisation, clip order, crops and test shifts."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "limit", "held_out"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} {getattr(self, name)}: expected a positive number")
+        check_sizes(self, ("steps", "batch_size", "limit", "held_out"))
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise UserError(f"--learning-rate {self.learning_rate}: expected a positive number")
         if self.seed < 0:
@@ -79,11 +78,11 @@ class SyncNetConfig:
 
 
 def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
-    """Train, test on held-out clips, write `config.out`; return what the file records.
+    """Train, test on held-out clips, write ``config.out``; return what the file records.
 
-    `found` is the share of held-out clips whose known shift was found exactly, `within_one` that
-    found to a frame. Raises DataError for unsuitable data and UserError for a file that cannot be
-    written.
+    ``found`` is the share of held-out clips whose known shift was found exactly, ``within_one``
+    that found to a frame. Raises DataError for unsuitable data and UserError for a file that cannot
+    be written.
     """
     device = pick_device(config.device)
     claim_file(config.out)
@@ -115,7 +114,7 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
         raise UserError("the loss is not finite; try a smaller --learning-rate")
     freeze(network, device)
     result = find_shifts(network, held_out, config.seed, device)
-    record = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(config).items()}
+    record = as_json(dataclasses.asdict(config))
     save_network(config.out, OURS, network, {**result, "trained_on": str(root), "config": record})
     print(
         f"held out: the shift of {result['found']:.0%} of {result['clips']:.0f} clips found "
@@ -126,7 +125,7 @@ def train_syncnet(config: SyncNetConfig) -> dict[str, float]:
 
 
 def data_root(data: str) -> Path:
-    """The directory of a prepared set; `synthetic` renders or finds a built-in one of many faces.
+    """The directory of a prepared set; ``synthetic`` renders or finds a built-in one of many faces.
 
     The demo's own has two speakers, in every split: nobody would be left who is unseen.
     """
@@ -149,7 +148,7 @@ def open_split(root: Path, split: str | None) -> PreparedSet:
 
 
 def spread(count: int, limit: int) -> list[int]:
-    """Up to `limit` of the indices 0 .. count - 1, evenly: sets are ordered by speaker."""
+    """Up to ``limit`` of the indices 0 .. count - 1, evenly: sets are ordered by speaker."""
     return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
 
 
@@ -203,7 +202,7 @@ def matching_loss(network: OurSyncNet, pictures: Tensor, sounds: Tensor) -> Tens
 
 
 def shifted(frames: Tensor, audio: np.ndarray, shift: int) -> tuple[Tensor, np.ndarray]:
-    """The inner part of a clip with its sound `shift` frames early (negative: late).
+    """The inner part of a clip with its sound ``shift`` frames early (negative: late).
 
     MARGIN frames are cut off both ends, so that real sound fills the whole clip.
     """

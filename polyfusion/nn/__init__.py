@@ -10,10 +10,15 @@ from polyfusion.nn.block import (
     split_skip_weight,
 )
 from polyfusion.nn.fusion import (
+    FUSIONS,
+    CMFFirstOrderFusion,
     CMFFusion,
+    CMFSRFusion,
     ConcatFusion,
     CPFusion,
     DenseFusion,
+    PartialTuckerFusion,
+    TensorTrainFusion,
     TuckerFusion,
     WithinView,
     WithinViewFusion,
@@ -21,14 +26,19 @@ from polyfusion.nn.fusion import (
 )
 
 __all__ = [
+    "FUSIONS",
+    "CMFFirstOrderFusion",
     "CMFFusion",
+    "CMFSRFusion",
     "CPFusion",
     "ConcatFusion",
     "DenseFusion",
     "FinalBlock",
     "FirstBlock",
     "NormActivation",
+    "PartialTuckerFusion",
     "SkipConvBlock",
+    "TensorTrainFusion",
     "TuckerFusion",
     "UpConvBlock",
     "WithinView",

@@ -6,7 +6,8 @@ Shapes: B clips, T frames per clip, N = B·T; frame maps are (N, C, H, W), clip 
 import torch
 from torch import Tensor, nn
 
-from polyfusion.ops.block import final_block, skip_conv_block, up_conv_block
+from polyfusion.ops.block import skip_conv_block, up_conv_block
+from polyfusion.ops.final import final_block
 from polyfusion.ops.norm import norm_activation
 
 

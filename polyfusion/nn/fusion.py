@@ -6,6 +6,7 @@ Every layer takes the views (as one sequence or one by one) and the noise:
     z = fuse(speech, identity, noise=noise)     # (B, T, 256), (B, 128), (B, T, 10) -> (B, T, 394)
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyfusion import ops
-from polyfusion.ops._common import check_dtype, check_views
-from polyfusion.ops._dispatch import check_choice
+from polyfusion.dispatch import check_choice
+from polyfusion.ops.cmf import cmf_first_order_fusion, cmf_fusion
+from polyfusion.ops.concat import concat_fusion
+from polyfusion.ops.cp import cp_fusion
+from polyfusion.ops.dense import dense_fusion
+from polyfusion.ops.tensor_train import tensor_train_fusion
+from polyfusion.ops.tucker import partial_tucker_fusion, tucker_fusion
+from polyfusion.ops.views import check_dtype, check_views
 
 PENALTIES = ("norm", "sumsq", "meansq")
 
@@ -23,7 +29,7 @@ PENALTIES = ("norm", "sumsq", "meansq")
 class _Fusion(nn.Module):
     """Views of sizes ``dims`` in, ``out_features`` (and the noise behind them) out."""
 
-    def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "auto") -> None:
+    def __init__(self, dims: Sequence[int], out_features: int, kernels: str = "eager") -> None:
         super().__init__()
         self.dims = tuple(dims)
         if len(self.dims) < 2:
@@ -89,7 +95,7 @@ class CPFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.cp_fusion(views, list(self.factors), self.out, noise=noise, kernels=self.kernels)
+        return cp_fusion(views, list(self.factors), self.out, noise=noise, kernels=self.kernels)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}, kernels={self.kernels!r}"
@@ -127,12 +133,42 @@ class TuckerFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.tucker_fusion(
+        return tucker_fusion(
             views, self.core, list(self.factors), self.out, noise=noise, kernels=self.kernels
         )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ranks={self.ranks}, kernels={self.kernels!r}"
+
+
+class PartialTuckerFusion(_Fusion):
+    """Eq. (8) without U₁: the core's first mode is the output. Eager only.
+
+    ``ranks`` (k_2, ..., k_{V+1}) has a number for each view; by default half of its size.
+    Parameters are ``core`` 𝒢 (m, k_2, ..., k_{V+1}) and ``factors`` U_{v+1} (d_v+1, k_{v+1}).
+    """
+
+    def __init__(
+        self, dims: Sequence[int], out_features: int, ranks: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(dims, out_features)
+        self.ranks = tuple(max(1, d // 2) for d in self.dims) if ranks is None else tuple(ranks)
+        if len(self.ranks) != len(self.dims):
+            raise ValueError(
+                f"ranks={self.ranks}: expected {len(self.dims)} numbers, one for each view"
+            )
+        _check_positive("ranks", *self.ranks)
+        self.core = nn.Parameter(torch.empty(out_features, *self.ranks))
+        self.factors = nn.ParameterList(
+            torch.empty(d + 1, k) for d, k in zip(self.dims, self.ranks, strict=True)
+        )
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return partial_tucker_fusion(views, self.core, list(self.factors), noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ranks={self.ranks}"
 
 
 class CMFFusion(_Fusion):
@@ -164,13 +200,67 @@ class CMFFusion(_Fusion):
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
         second = None if self.second is None else list(self.second)
-        return ops.cmf_fusion(
+        return cmf_fusion(
             views, list(self.first), second, self.out, self.bias, noise=noise, kernels=self.kernels
         )
 
     def extra_repr(self) -> str:
         shared = ", shared_row_space=True" if self.shared_row_space else ""
         return f"{super().extra_repr()}, rank={self.rank}{shared}, kernels={self.kernels!r}"
+
+
+class CMFSRFusion(CMFFusion):
+    """PF-CMF-SR, eq. (6b): :class:`CMFFusion` with a shared row space."""
+
+    def __init__(
+        self, dims: Sequence[int], out_features: int, rank: int = 128, kernels: str = "auto"
+    ) -> None:
+        super().__init__(dims, out_features, rank, True, kernels)
+
+
+class CMFFirstOrderFusion(_Fusion):
+    """Eq. (5) without interactions between the views: z̃ = b + U Σ_v V_vᵀ z_v. Eager only.
+
+    Parameters are ``first`` V_v (d_v, k), ``out`` U (m, k) and ``bias`` b (m,).
+    """
+
+    def __init__(self, dims: Sequence[int], out_features: int, rank: int = 128) -> None:
+        super().__init__(dims, out_features)
+        _check_positive("rank", rank)
+        self.rank = rank
+        self.first = nn.ParameterList(torch.empty(d, rank) for d in self.dims)
+        self.out = nn.Parameter(torch.empty(out_features, rank))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return cmf_first_order_fusion(views, list(self.first), self.out, self.bias, noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class TensorTrainFusion(_Fusion):
+    """The interaction tensor as a chain of cores, one for each view. Eager only.
+
+    Parameters are ``cores``: G_0 (m, r), G_v (r, d_v+1, r) for each view but the last, and G_V
+    (r, d_V+1), with one rank r for the whole chain.
+    """
+
+    def __init__(self, dims: Sequence[int], out_features: int, rank: int = 128) -> None:
+        super().__init__(dims, out_features)
+        _check_positive("rank", rank)
+        self.rank = rank
+        *inner, last = (d + 1 for d in self.dims)
+        shapes = [(out_features, rank), *((rank, d, rank) for d in inner), (rank, last)]
+        self.cores = nn.ParameterList(torch.empty(shape) for shape in shapes)
+        self.reset_parameters()
+
+    def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
+        return tensor_train_fusion(views, list(self.cores), noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
 
 
 class DenseFusion(_Fusion):
@@ -182,7 +272,7 @@ class DenseFusion(_Fusion):
         self.reset_parameters()
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.dense_fusion(views, self.weight, noise=noise)
+        return dense_fusion(views, self.weight, noise=noise)
 
 
 class ConcatFusion(_Fusion):
@@ -192,7 +282,7 @@ class ConcatFusion(_Fusion):
         super().__init__(dims, sum(dims))
 
     def _fuse(self, views: Sequence[Tensor], noise: Tensor | None) -> Tensor:
-        return ops.concat_fusion(views, noise=noise)
+        return concat_fusion(views, noise=noise)
 
 
 class WithinView(nn.Module):
@@ -255,7 +345,22 @@ class WithinViewFusion(_Fusion):
         return self.fusion(raised, noise=noise)
 
 
-FUSIONS = ("cp", "tucker", "cmf", "cmf-sr", "dense", "concat")
+FUSIONS: dict[str, type[_Fusion]] = {
+    "cp": CPFusion,
+    "tucker": TuckerFusion,
+    "partial-tucker": PartialTuckerFusion,
+    "cmf": CMFFusion,
+    "cmf-sr": CMFSRFusion,
+    "cmf-first-order": CMFFirstOrderFusion,
+    "tensor-train": TensorTrainFusion,
+    "dense": DenseFusion,
+    "concat": ConcatFusion,
+}
+"""Every form of fusion by its name: the one list of them."""
+FUSED = tuple(
+    name for name, layer in FUSIONS.items() if "kernels" in inspect.signature(layer).parameters
+)
+"""The forms that have fused kernels: their layers take ``kernels``."""
 
 
 def make_fusion(
@@ -270,28 +375,24 @@ def make_fusion(
 ) -> _Fusion:
     """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
 
-    ``rank`` is for CP and CMF, ``ranks`` for Tucker, ``kernels`` for all but the unfactored tensor
-    and concatenation, which are PyTorch's. Concatenation has Σ d_v outputs, whatever
-    ``out_features`` says; read the result's ``out_features``. With a ``within_view_degree`` above 1
-    the result is a :class:`WithinViewFusion`.
+    Of the options each layer gets those that it takes: ``rank`` is for CP and CMF, ``ranks`` for
+    Tucker, ``kernels`` for all but the unfactored tensor and concatenation, which are PyTorch's.
+    Concatenation has Σ d_v outputs, whatever ``out_features`` says; read the result's
+    ``out_features``. With a ``within_view_degree`` above 1 the result is a
+    :class:`WithinViewFusion`.
+
+    Raises:
+        ValueError: there is no form of that name, or a size or an option does not fit.
     """
     check_choice(kernels)
     _check_positive("within_view_degree", within_view_degree)
-    if within_view_degree > 1:
-        fusion = make_fusion(name, dims, out_features, rank=rank, ranks=ranks, kernels=kernels)
-        return WithinViewFusion(fusion, within_view_degree)
-    match name:
-        case "cp":
-            return CPFusion(dims, out_features, rank, kernels)
-        case "tucker":
-            return TuckerFusion(dims, out_features, ranks, kernels)
-        case "cmf" | "cmf-sr":
-            return CMFFusion(dims, out_features, rank, name == "cmf-sr", kernels)
-        case "dense":
-            return DenseFusion(dims, out_features)
-        case "concat":
-            return ConcatFusion(dims)
-    raise ValueError(f"fusion {name!r}: expected one of {', '.join(map(repr, FUSIONS))}")
+    if name not in FUSIONS:
+        raise ValueError(f"fusion {name!r}: expected one of {', '.join(map(repr, FUSIONS))}")
+    layer: Any = FUSIONS[name]
+    taken = inspect.signature(layer).parameters
+    options = {"out_features": out_features, "rank": rank, "ranks": ranks, "kernels": kernels}
+    fusion = layer(dims, **{key: value for key, value in options.items() if key in taken})
+    return WithinViewFusion(fusion, within_view_degree) if within_view_degree > 1 else fusion
 
 
 def _check_positive(name: str, *sizes: int) -> None:

@@ -1,11 +1,12 @@
 """Operators: fusion, with its equations in the docstrings, and the generator's blocks."""
 
-from polyfusion.ops._dispatch import KernelsUnavailable
-from polyfusion.ops.block import final_block, skip_conv_block, up_conv_block
+from polyfusion.dispatch import KernelsUnavailable
+from polyfusion.ops.block import skip_conv_block, up_conv_block
 from polyfusion.ops.cmf import cmf_first_order_fusion, cmf_fusion
 from polyfusion.ops.concat import concat_fusion
 from polyfusion.ops.cp import cp_fusion
 from polyfusion.ops.dense import dense_fusion
+from polyfusion.ops.final import final_block
 from polyfusion.ops.norm import merge_statistics, norm_activation, norm_statistics
 from polyfusion.ops.tensor_train import tensor_train_fusion
 from polyfusion.ops.tucker import partial_tucker_fusion, tucker_fusion

@@ -1,4 +1,4 @@
-"""The generator's blocks: convolution, normalisation and activation; the last one with tanh.
+"""The generator's blocks: convolution, normalisation and activation.
 
 conv([x, skip], W) = conv(x, W_x) + conv(skip, W_skip), and the skip is constant over a clip: its
 term is computed once per clip and never repeated or stored as a sum (1.52 times fewer
@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from polyfusion.ops._common import autocast
-from polyfusion.ops._dispatch import fused_kernels, resolve
-from polyfusion.ops._second_order import second_order
+from polyfusion.dispatch import resolve
+from polyfusion.kernels.layout import conv_size
 from polyfusion.ops.conv import check_conv, conv_method, convolve, convolve_statistics
 from polyfusion.ops.norm import (
     check_channels,
@@ -23,11 +21,7 @@ from polyfusion.ops.norm import (
     check_statistics,
     norm_activation,
     norm_op,
-    recompute_activation,
 )
-
-MOST_OUT = 64
-"""Output channels of the fused last layer: a tile holds its 16 · out taps."""
 
 
 def skip_conv_block(
@@ -120,7 +114,7 @@ def up_conv_block(
         x, weight.shape[1], norm_weight=norm_weight, norm_bias=norm_bias, mean=mean, var=var
     )
     kernel = weight.shape[-1]
-    sides = [(size - 1) * stride - 2 * padding + kernel for size in x.shape[2:]]
+    sides = conv_size(x.shape[2:], kernel, stride, padding, up=True)
     if min(sides) < 1:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, expected a map whose convolution by {kernel}×{kernel} "
@@ -152,88 +146,3 @@ def _normalised(
         return y, mean, var
     u = convolve(x, weight, stride, padding, up, method)
     return norm_activation(u, s, norm_weight, norm_bias, mean, var, eps=eps, kernels=kernels)
-
-
-def final_block(x: Tensor, weight: Tensor, *, kernels: str = "auto") -> Tensor:
-    """tanh of a 4×4 stride-2 transposed convolution.
-
-    Args:
-        x: (N, C, H, W).
-        weight: (C, out, 4, 4) as in ``ConvTranspose2d``.
-        kernels: "auto", "eager", "triton" or "cuda".
-
-    Returns:
-        (N, out, 2H, 2W) in (-1, 1), channels-last in memory. Differentiable to any order.
-
-    Raises:
-        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
-        KernelsUnavailable: the kernels asked for cannot run here.
-    """
-    check_conv("x", x, weight, 0)
-    if weight.shape[2:] != (4, 4):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (C, out, 4, 4)")
-    out = weight.shape[1]
-    many = f"the last layer's kernels have at most {MOST_OUT} channels, not {out}"
-    chosen = resolve(kernels, [x], unsupported=many if out > MOST_OUT else None)
-    if chosen == "eager":
-        return _final_eager(x, weight)
-    x, weight = autocast(x, weight)
-    with recompute_activation(x):
-        return _final(x, weight, chosen)
-
-
-def _final_eager(x: Tensor, weight: Tensor) -> Tensor:
-    return convolve(x, weight, 2, 1, True, "library").tanh()
-
-
-@custom_op("polyfusion::final_block", mutates_args=())
-def _final(x: Tensor, weight: Tensor, kernels: str) -> Tensor:
-    return fused_kernels("final", kernels).final_forward(x, weight)
-
-
-@custom_op("polyfusion::final_block_backward", mutates_args=())
-def _final_backward(
-    grad: Tensor, result: Tensor, x: Tensor, weight: Tensor, kernels: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight."""
-    return fused_kernels("final", kernels).final_backward(grad, result, x, weight)
-
-
-@_final.register_fake
-def _(x: Tensor, weight: Tensor, kernels: str) -> Tensor:
-    n, _c, h, w = x.shape
-    return x.new_empty(n, 2 * h, 2 * w, weight.shape[1]).permute(0, 3, 1, 2)
-
-
-@_final_backward.register_fake
-def _(
-    grad: Tensor, result: Tensor, x: Tensor, weight: Tensor, kernels: str
-) -> tuple[Tensor, Tensor]:
-    n, c, h, w = x.shape
-    return x.new_empty(n, h, w, c).permute(0, 3, 1, 2), weight.new_empty(weight.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.kernels = inputs
-    ctx.save_for_backward(output, x, weight)
-
-
-def _first_order(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dx, dweight = _final_backward(grad, *ctx.saved_tensors, ctx.kernels)
-    need_x, need_weight, _ = ctx.needs_input_grad
-    return dx if need_x else None, dweight if need_weight else None, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad, _result, x, weight, _kernels = inputs
-    ctx.save_for_backward(grad, x, weight)
-
-
-def _second_order(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-    grad, x, weight = ctx.saved_tensors
-    dgrad, dx, dweight = second_order(_final_eager, (x, weight), grad, cotangents)
-    return dgrad, None, dx, dweight, None
-
-
-_final.register_autograd(_first_order, setup_context=_save)
-_final_backward.register_autograd(_second_order, setup_context=_save_backward)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyfusion.ops import _common as common
+from polyfusion.kernels.eager.views import align
+from polyfusion.ops import views as checks
 
 
 def concat_fusion(views: Sequence[Tensor], *, noise: Tensor | None = None) -> Tensor:
@@ -21,10 +22,10 @@ def concat_fusion(views: Sequence[Tensor], *, noise: Tensor | None = None) -> Te
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    views, noise = common.autocast(views, noise)
-    leading = common.check_views(views)
-    common.check_noise(noise, leading)
-    common.check_alike(views=views, noise=noise)
-    views, _ = common.align(views)
+    views, noise = checks.autocast(views, noise)
+    leading = checks.check_views(views)
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, noise=noise)
+    views, _ = align(views)
     parts = [view.expand(*leading, -1) for view in views]
     return torch.cat(parts if noise is None else [*parts, noise], dim=-1)

@@ -4,20 +4,22 @@ The three maps (x, w) → conv, (y, w) → conv_transpose and (x, y) → weight_
 each one's gradients are the other two: gradients of every order are right.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
-from polyfusion.ops._common import autocast, check_dtype
-from polyfusion.ops._dispatch import KernelsUnavailable
-from polyfusion.ops._norm_eager import accumulate
-from polyfusion.ops.norm import check_clips, recompute_activation
+from polyfusion.dispatch import KernelsUnavailable, backend
+from polyfusion.kernels.layout import conv_size, empty_channels_last, sum_dtype
+from polyfusion.ops.norm import check_clips
+from polyfusion.ops.recompute import recompute_activation
+from polyfusion.ops.register import define
+from polyfusion.ops.views import autocast, check_dtype
 
-METHODS = ("library", "taps", "own")
+BACKENDS = {"taps": "eager", "own": "triton"}
+"""The methods with operators of their own, and which backend has them."""
+METHODS = ("library", *BACKENDS)
 
 
 def conv_method(pixels: int, weight: Tensor, method: str | None, kernels: str) -> str:
@@ -87,70 +89,60 @@ def convolve_statistics(
         return _conv_statistics(x, weight, s, stride, padding, up)
 
 
-def _kernels(method: str) -> ModuleType:
-    if method == "taps":
-        from polyfusion.ops import _taps
+def _run(name: str) -> Any:
+    """What computes an operator: the function of that name in the backend of its method."""
 
-        return _taps
-    from polyfusion.kernels import conv
+    def run(*arguments: Any) -> Tensor:
+        *values, method = arguments
+        return getattr(backend(BACKENDS[method], "conv"), name)(*values)
 
-    return conv
-
-
-@custom_op("polyfusion::conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, stride: int, padding: int, method: str) -> Tensor:
-    return _kernels(method).conv(x, weight, stride, padding)
+    return run
 
 
-@custom_op("polyfusion::conv_transpose", mutates_args=())
-def _conv_transpose(x: Tensor, weight: Tensor, stride: int, padding: int, method: str) -> Tensor:
-    return _kernels(method).conv_transpose(x, weight, stride, padding)
+def _run_statistics(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return backend(BACKENDS["own"], "conv").conv_statistics(*arguments)
 
 
-@custom_op("polyfusion::conv_weight_grad", mutates_args=())
-def _weight_grad(
-    x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int, method: str
-) -> Tensor:
-    return _kernels(method).weight_grad(x, grad, kernel, stride, padding)
-
-
-@custom_op("polyfusion::conv_statistics", mutates_args=())
-def _conv_statistics(
-    x: Tensor, weight: Tensor, s: Tensor | None, stride: int, padding: int, up: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _kernels("own").conv_statistics(x, weight, s, stride, padding, up)
-
-
-@_conv.register_fake
 def _fake_conv(x: Tensor, weight: Tensor, stride: int, padding: int, *_rest: Any) -> Tensor:
-    kernel = weight.shape[-1]
-    h, w = ((size + 2 * padding - kernel) // stride + 1 for size in x.shape[2:])
-    return _channels_last(x, x.shape[0], h, w, weight.shape[0])
+    size = conv_size(x.shape[2:], weight.shape[-1], stride, padding)
+    return empty_channels_last(x, x.shape[0], weight.shape[0], *size)
 
 
-@_conv_transpose.register_fake
 def _fake_transpose(x: Tensor, weight: Tensor, stride: int, padding: int, *_rest: Any) -> Tensor:
-    kernel = weight.shape[-1]
-    h, w = ((size - 1) * stride - 2 * padding + kernel for size in x.shape[2:])
-    return _channels_last(x, x.shape[0], h, w, weight.shape[1])
+    size = conv_size(x.shape[2:], weight.shape[-1], stride, padding, up=True)
+    return empty_channels_last(x, x.shape[0], weight.shape[1], *size)
 
 
-@_weight_grad.register_fake
-def _(x: Tensor, grad: Tensor, kernel: int, *_rest: Any) -> Tensor:
-    return _channels_last(x, grad.shape[1], kernel, kernel, x.shape[1])
+def _fake_weight_grad(x: Tensor, grad: Tensor, kernel: int, *_rest: Any) -> Tensor:
+    return empty_channels_last(x, grad.shape[1], x.shape[1], kernel, kernel)
 
 
-@_conv_statistics.register_fake
-def _(
+def _fake_statistics(
     x: Tensor, weight: Tensor, s: Tensor | None, stride: int, padding: int, up: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     u = (_fake_transpose if up else _fake_conv)(x, weight, stride, padding)
-    like = {"dtype": accumulate(x)}
-    return u, u.new_empty(u.shape[1], **like), u.new_empty(u.shape[1], **like)
+    mean, var = (u.new_empty(u.shape[1], dtype=sum_dtype(x)) for _ in range(2))
+    return u, mean, var
 
 
-def _channels_last(x: Tensor, n: Any, h: Any, w: Any, c: Any) -> Tensor:
-    return x.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+_RULES = "int stride, int padding, str method) -> Tensor"
+_conv = define("conv", f"(Tensor x, Tensor weight, {_RULES}", _run("conv"), _fake_conv)
+_conv_transpose = define(
+    "conv_transpose", f"(Tensor x, Tensor weight, {_RULES}", _run("conv_transpose"), _fake_transpose
+)
+_weight_grad = define(
+    "conv_weight_grad",
+    f"(Tensor x, Tensor grad, int kernel, {_RULES}",
+    _run("weight_grad"),
+    _fake_weight_grad,
+)
+_conv_statistics = define(
+    "conv_statistics",
+    "(Tensor x, Tensor weight, Tensor? s, int stride, int padding, bool up) "
+    "-> (Tensor, Tensor, Tensor)",
+    _run_statistics,
+    _fake_statistics,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

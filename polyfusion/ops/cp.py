@@ -1,14 +1,13 @@
 """PF-CP: z̃ = A₁ ∏_v (A_vᵀ φ(z_v)), eq. (7): project, gate, project."""
 
 from collections.abc import Sequence
-from operator import mul
 
 from torch import Tensor
 
-from polyfusion.ops import _common as common
-from polyfusion.ops._dispatch import fused_kernels, resolve
-from polyfusion.ops._product import product
-from polyfusion.ops._register import register_fusion
+from polyfusion.dispatch import resolve
+from polyfusion.kernels.eager import hadamard
+from polyfusion.ops import views as checks
+from polyfusion.ops.register import register_fusion
 
 
 def cp_fusion(
@@ -36,49 +35,24 @@ def cp_fusion(
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         KernelsUnavailable: the kernels asked for cannot run here.
     """
-    views, factors, out, noise = common.autocast(views, factors, out, noise)
-    leading = common.check_views(views)
-    common.check_matrix("out", out, "(m, k)")
-    common.check_list("factors", factors, len(views))
+    views, factors, out, noise = checks.autocast(views, factors, out, noise)
+    leading = checks.check_views(views)
+    checks.check_matrix("out", out, "(m, k)")
+    checks.check_list("factors", factors, len(views))
     for v, (view, factor) in enumerate(zip(views, factors, strict=True)):
         expected = (view.shape[-1] + 1, out.shape[1])
-        common.check_shape(f"factors[{v}]", factor, f"(d_{v + 1}+1, k)", expected)
-    common.check_noise(noise, leading)
-    common.check_alike(views=views, factors=factors, out=out, noise=noise)
+        checks.check_shape(f"factors[{v}]", factor, f"(d_{v + 1}+1, k)", expected)
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, factors=factors, out=out, noise=noise)
     chosen = resolve(kernels, views)
-    if chosen != "eager":
-        return _fused(views, factors, out, noise, chosen)
-    return common.with_noise(cp_eager(views, factors, out), noise)
+    if chosen == "eager":
+        return hadamard.cp_forward(views, factors, out, noise)
+    return _cp(views, factors, out, noise, chosen)
 
 
-def cp_eager(views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor) -> Tensor:
-    """:func:`cp_fusion` in plain PyTorch, without checks."""
-    views, framed = common.align(views)
-    projected = [common.project(z, a) for z, a in zip(views, factors, strict=True)]
-    return product(common.join(projected, framed, mul), out.mT)
-
-
-def _forward(kernels: str, operands: Sequence, noise: Tensor | None) -> Tensor:
-    fused = fused_kernels("hadamard", kernels)
-
-    views, factors, out = operands
-    return fused.hadamard_forward("cp", views, (), factors, out, None, noise)
-
-
-def _backward(
-    kernels: str, grad: Tensor, operands: Sequence, needs: Sequence[bool]
-) -> list[Tensor]:
-    fused = fused_kernels("hadamard", kernels)
-
-    views, factors, out = operands
-    return fused.hadamard_backward("cp", grad, views, (), factors, out, needs)
-
-
-_fused = register_fusion(
+_cp = register_fusion(
     "cp_fusion",
     "Tensor[] views, Tensor[] factors, Tensor out",
-    eager=cp_eager,
-    forward=_forward,
-    backward=_backward,
+    hadamard,
     outputs=lambda views, factors, out: out.shape[0],
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from polyfusion.ops import _common as common
-from polyfusion.ops.tucker import meet_clips
+from polyfusion.kernels.eager.tucker import contract
+from polyfusion.kernels.eager.views import append_one, with_noise
+from polyfusion.ops import views as checks
 
 
 def dense_fusion(views: Sequence[Tensor], weight: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -23,16 +23,13 @@ def dense_fusion(views: Sequence[Tensor], weight: Tensor, *, noise: Tensor | Non
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    views, weight, noise = common.autocast(views, weight, noise)
-    leading = common.check_views(views)
+    views, weight, noise = checks.autocast(views, weight, noise)
+    leading = checks.check_views(views)
     outputs = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim else 0
     expected = (outputs, *(view.shape[-1] + 1 for view in views))
     letters = f"(m, {', '.join(f'd_{v + 1}+1' for v in range(len(views)))})"
-    common.check_shape("weight", weight, letters, expected)
-    common.check_noise(noise, leading)
-    common.check_alike(views=views, weight=weight, noise=noise)
-
-    rows = [torch.cat([view, view.new_ones((*view.shape[:-1], 1))], -1) for view in views]
-    per_clip, rows_of_frames = meet_clips(rows, [view.ndim == 3 for view in views], weight)
-    fused = rows_of_frames if per_clip is None else rows_of_frames @ per_clip.mT
-    return common.with_noise(fused, noise)
+    checks.check_shape("weight", weight, letters, expected)
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, weight=weight, noise=noise)
+    rows = [append_one(view) for view in views]
+    return with_noise(contract(rows, [view.ndim == 3 for view in views], weight), noise)

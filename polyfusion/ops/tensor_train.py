@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyfusion.ops import _common as common
+from polyfusion.kernels.eager.views import append_one, with_noise
+from polyfusion.ops import views as checks
 
 
 def tensor_train_fusion(
@@ -25,17 +26,17 @@ def tensor_train_fusion(
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
     """
-    views, cores, noise = common.autocast(views, cores, noise)
-    leading = common.check_views(views)
+    views, cores, noise = checks.autocast(views, cores, noise)
+    leading = checks.check_views(views)
     _check_cores(views, cores)
-    common.check_noise(noise, leading)
-    common.check_alike(views=views, cores=cores, noise=noise)
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, cores=cores, noise=noise)
 
-    rows = [torch.cat([view, view.new_ones((*view.shape[:-1], 1))], -1) for view in views]
+    rows = [append_one(view) for view in views]
     chain = rows[-1] @ cores[-1].mT  # (B, r) until a view has frames, then (B, T, r)
     for row, core in zip(rows[-2::-1], cores[-2:0:-1], strict=True):
         chain = _extend(chain, row, core)
-    return common.with_noise(chain @ cores[0].mT, noise)
+    return with_noise(chain @ cores[0].mT, noise)
 
 
 def _extend(chain: Tensor, row: Tensor, core: Tensor) -> Tensor:
@@ -55,10 +56,10 @@ def _check_cores(views: Sequence[Tensor], cores: Sequence[Tensor]) -> None:
     if isinstance(cores, Tensor) or len(cores) != count:
         got = "one tensor" if isinstance(cores, Tensor) else f"{len(cores)}"
         raise ValueError(f"cores: expected {count} tensors for {len(views)} views, got {got}")
-    common.check_matrix("cores[0]", cores[0], "(m, r_1)")
+    checks.check_matrix("cores[0]", cores[0], "(m, r_1)")
     for v, view in enumerate(views, 1):
         before, last = cores[v - 1].shape[-1], v == len(views)
         after = cores[v].shape[-1] if isinstance(cores[v], Tensor) and not last else 0
         letters = f"(r_{v}, d_{v}+1)" if last else f"(r_{v}, d_{v}+1, r_{v + 1})"
         expected = (before, view.shape[-1] + 1) if last else (before, view.shape[-1] + 1, after)
-        common.check_shape(f"cores[{v}]", cores[v], letters, expected)
+        checks.check_shape(f"cores[{v}]", cores[v], letters, expected)

@@ -1,6 +1,7 @@
 """From a prepared set to the batches of a training run, reproducible from the step number alone."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,16 +13,28 @@ from train.data.prepared import DataError, PreparedSet
 
 
 class StepSampler(Sampler[list[int]]):
-    """Batches of indices for steps [start, stop): epoch after epoch of shuffled clips.
+    """Batches of indices for steps [start, stop), reproducible from (seed, step) alone.
 
-    The indices count on over the epochs (epoch · clips + clip), so that every pass over a clip
-    draws another crop; a step's batch depends on (seed, step) only, so a resumed run sees the
-    batches that it would have seen.
+    Epoch after epoch of shuffled clips; with ``balance`` above 0 clips are drawn one by one
+    instead, a speaker of n clips in proportion to n^(1 − balance), so that at 1 every speaker is
+    seen equally often. The indices count on (passes · clips + clip), so that every time a clip is
+    taken it is cropped differently; a resumed run sees the batches that it would have seen.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int, start: int, stop: int):
-        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+    def __init__(
+        self,
+        speakers: Sequence[str],
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        balance: float = 0.0,
+    ):
+        self.clips, self.batch_size, self.seed = len(speakers), batch_size, seed
         self.start, self.stop = start, stop
+        counts = Counter(speakers)
+        weights = [counts[speaker] ** -balance for speaker in speakers]
+        self.weights = torch.tensor(weights, dtype=torch.float64) if balance else None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -29,12 +42,18 @@ class StepSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         epoch, order = -1, []
         for step in range(self.start, self.stop):
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            if self.weights is not None:
+                rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+                drawn = torch.multinomial(self.weights, self.batch_size, True, generator=rng)
+                yield [p * self.clips + i for p, i in zip(positions, drawn.tolist(), strict=True)]
+                continue
             batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            for position in positions:
                 if position // self.clips != epoch:
                     epoch = position // self.clips
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    order = torch.randperm(self.clips, generator=generator).tolist()
+                    rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    order = torch.randperm(self.clips, generator=rng).tolist()
                 batch.append(epoch * self.clips + order[position % self.clips])
             yield batch
 

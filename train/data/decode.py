@@ -1,6 +1,6 @@
 """Decode a clip: its pictures at a constant rate, its sound under them, and remarks on both.
 
-Decoding uses one thread: clips are short, and `train.prepare` already fills the cores with files.
+Decoding uses one thread: clips are short, and ``train.prepare`` already fills the cores with files.
 """
 
 from __future__ import annotations

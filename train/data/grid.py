@@ -1,4 +1,4 @@
-"""The GRID corpus as it is downloaded: finding its clips, splitting its speakers, preparing a clip.
+"""The GRID corpus as it is downloaded: its clips, found and prepared one by one.
 
 Cooke, Barker, Cunningham, Shao, "An audio-visual corpus for speech perception and automatic
 speech recognition", JASA 2006: 33 speakers with video, 1000 sentences each, 75 frames at 25 fps.
@@ -6,23 +6,25 @@ speech recognition", JASA 2006: 33 speakers with video, 1000 sentences each, 75 
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from .align import find_face, warp
-from .media import MediaError, load_media
-from .prepared import Clip, DataError, write_clip
+from train.data.align import find_face, warp
+from train.data.landmarks import (
+    align_landmarks,
+    eye_openness,
+    find_landmarks,
+    load_predictor,
+)
+from train.data.media import MediaError, load_media
+from train.data.prepared import Clip, DataError, write_clip
+from train.data.splits import natural
 
 FPS = 25.0
 FRAMES = 75
-SPLITS = {"train": 16, "val": 7, "test": 10}  # speakers of each, the proportions of Vougioukas
 _VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
 
 
@@ -36,24 +38,41 @@ class Source:
 
 
 def find_clips(raw: str | os.PathLike[str]) -> list[Source]:
-    """Finds the videos under `raw`, at any depth, in a stable order.
+    """Find the videos under ``raw``, at any depth, in a stable order.
 
     The speaker is the nearest enclosing folder called s<number>; without one, the enclosing
     folder. So s1/bbaf2n.mpg and s1/video/mpg_6000/bbaf2n.mpg both are bbaf2n of speaker s1.
+    Folders and files may be links; what counts is the name of the link, not where it leads.
     """
     raw = Path(raw)
     if not raw.is_dir():
         what = "is not a directory" if raw.exists() else "does not exist"
         raise DataError(f"RAW {raw} {what}; give the folder that holds s1/, s2/, ... with *.mpg")
-    paths = [path for path in raw.rglob("*") if path.suffix.lower() in _VIDEO and path.is_file()]
+    paths = [path for path in _files(raw) if path.suffix.lower() in _VIDEO and path.is_file()]
     if not paths:
         raise DataError(f"RAW {raw} holds no video ({', '.join(sorted(_VIDEO))}) at any depth")
     sources = []
-    for path in sorted(paths, key=_natural):
-        folders = [folder.name for folder in path.resolve().parents]
+    for path in sorted(paths, key=natural):
+        folders = [folder.name for folder in Path(os.path.abspath(path)).parents]
         speaker = next((name for name in folders if re.fullmatch(r"s\d+", name)), folders[0])
         sources.append(Source(path, speaker, path.stem))
     return sources
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Everything below ``folder`` but folders, through links too, but not round in circles."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder} ({error.strerror})") from None
+    for path in entries:
+        if path.is_dir():
+            yield from _files(path, above | {place})
+        else:
+            yield path
 
 
 def prepare_clip(
@@ -63,13 +82,16 @@ def prepare_clip(
     sample_rate: int,
     size: tuple[int, int],
     min_frames: int = FRAMES,
+    landmarks: str = "haar",
 ) -> Path:
-    """Aligns the face of `source`, resamples its sound to `sample_rate` Hz and writes `target`.
+    """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
 
-    Pictures of another rate are resampled to ``FPS``. What was done to the file and what is odd
-    about it is stored with the clip, as remarks.
+    Pictures of another rate are resampled to ``FPS``. ``landmarks`` is what
+    ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes, ``dlib`` or a predictor's
+    path by landmarks, and then the clip says how far its eyes are open. What was done to the file
+    and what is odd about it is stored with the clip, as remarks.
 
-    Returns `target`. Raises `MediaError` or `NoFace` if the clip cannot be used.
+    Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
     media = load_media(source.path, sample_rate, fps=FPS)
     if len(media.frames) < min_frames:
@@ -77,64 +99,15 @@ def prepare_clip(
         if abs(media.source_fps - FPS) > 0.01:
             why += f"; it has {media.source_fps:.5g} fps, GRID has {FPS:g}"
         raise MediaError(f"{source.path}: {why}")
-    face = find_face(media.frames)
-    frames = warp(media.frames, face.eyes, size)
-    clip = Clip(frames, media.audio, FPS, sample_rate, source.speaker, source.name)
+    known = {}
+    if landmarks == "haar":
+        eyes = find_face(media.frames)
+        faces, remarks = warp(media.frames, eyes.eyes, size), eyes.remarks
+    else:
+        face = find_landmarks(media.frames, load_predictor(landmarks))
+        faces, remarks = align_landmarks(media.frames, face.points, size), face.remarks
+        known = {"eye_openness": eye_openness(face.points)}
+    clip = Clip(faces, media.audio, FPS, sample_rate, source.speaker, source.name, known)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, remarks=[*media.remarks, *face.remarks])
+    write_clip(target, clip, remarks=[*media.remarks, *remarks])
     return target
-
-
-def draw_splits(clips: Collection[tuple[str, str]], seed: int) -> dict[tuple[str, str], str]:
-    """Assigns (speaker, name) pairs to train, val and test in the proportions 16 : 7 : 10.
-
-    Whole speakers are assigned, at least one to val and to test, the one with most clips to train.
-    One or two speakers cannot be kept apart: then the clips are split instead, and val and test
-    show faces that were trained on.
-    """
-    counts = Counter(speaker for speaker, _ in clips)
-    if len(counts) < 3:
-        return _divide(sorted(clips), None, seed)
-    speakers = sorted(counts, key=_natural)
-    split = _divide(speakers, max(speakers, key=counts.__getitem__), seed)
-    return {(speaker, name): split[speaker] for speaker, name in clips}
-
-
-def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads {"train": [speakers], "val": [...], "test": [...]} as speaker -> split."""
-    expected = 'expected {"train": ["s1", ...], "val": [...], "test": [...]}'
-    try:
-        lists = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read splits {path} ({error.strerror}); {expected}") from None
-    except ValueError as error:
-        raise DataError(f"splits {path} is not JSON ({error}); {expected}") from None
-    if (
-        not isinstance(lists, dict)
-        or lists.keys() - SPLITS
-        or not all(isinstance(speakers, list) for speakers in lists.values())
-    ):
-        raise DataError(f"splits {path} has another form; {expected}")
-    pairs = [(str(speaker), split) for split, speakers in lists.items() for speaker in speakers]
-    twice = [speaker for speaker, n in Counter(speaker for speaker, _ in pairs).items() if n > 1]
-    if twice:
-        raise DataError(f"splits {path} names {', '.join(twice)} more than once")
-    return dict(pairs)
-
-
-def _divide(items: list, first: object, seed: int) -> dict:
-    """Shuffles `items`, brings `first` to the front, cuts them into the splits."""
-    order = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
-    order.sort(key=lambda item: item != first)
-    whole = sum(SPLITS.values())
-    val, test = (
-        max(1, round(len(items) * SPLITS[split] / whole)) if len(items) > 2 else 0
-        for split in ("val", "test")
-    )
-    names = ["train"] * (len(items) - val - test) + ["val"] * val + ["test"] * test
-    return dict(zip(order, names, strict=True))
-
-
-def _natural(value: object) -> list:
-    """Sorting key that puts s2 before s10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(value))]

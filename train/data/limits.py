@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.errors import UserError
 
-class MediaError(ValueError):
+
+class MediaError(UserError):
     """A media file cannot be used; the message names the file and the reason."""
 
 

@@ -112,7 +112,7 @@ def write_video(
         frames: (T, 3, H, W) or (T, H, W, 3) uint8 RGB. Odd sizes are padded by one edge pixel.
         fps: frames per second.
         audio: (N,) float in [-1, 1], mono; resampled to 48 kHz.
-        sample_rate: Hz, needed with `audio`.
+        sample_rate: Hz, needed with ``audio``.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]) or not len(frames):

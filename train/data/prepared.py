@@ -24,16 +24,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from train.data.augment import PictureChange
+from train.errors import UserError
+from train.files import write_atomically
+
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PREPARE_HINT = "make it with: python -m train.prepare grid RAW {root} (or: synthetic {root})"
 _HEADER = "clip"
 _TRUTH = "truth."
+EYES = "truth.eye_openness"  # (T,) from 0 (shut) to 1
 _AUDIO_SCALE = 32768.0
 
 
-class DataError(ValueError):
-    """Prepared data is missing, damaged or unsuitable; the message is one line for the user."""
+class DataError(UserError):
+    """Prepared data is missing, damaged or unsuitable; the message says what and what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,14 @@ class Clip:
     sample_rate: int  # Hz
     speaker: str
     name: str
-    truth: dict[str, np.ndarray] = field(default_factory=dict)  # synthetic clips only
+    truth: dict[str, np.ndarray] = field(default_factory=dict)  # what else is known of its frames
 
 
 def write_clip(path: str | os.PathLike[str], clip: Clip, remarks: Sequence[str] = ()) -> None:
-    """Writes `clip` as one safetensors file; either the whole file appears at `path` or nothing.
+    """Write ``clip`` as one safetensors file; either the whole file appears at ``path`` or nothing.
 
-    Audio is rounded to 16 bits and clipped to [-1, 1). `remarks` say how the clip was made and
-    what is odd about it, each as "kind: details"; `read_header` gives them back.
+    Audio is rounded to 16 bits and clipped to [-1, 1). ``remarks`` say how the clip was made and
+    what is odd about it, each as "kind: details"; ``read_header`` gives them back.
     """
     frames, audio = np.asarray(clip.frames), np.asarray(clip.audio)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
@@ -83,7 +88,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, remarks: Sequence[str] 
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
-    """Reads a whole clip written by `write_clip`; `DataError` if it is not one or is damaged."""
+    """Read a whole clip written by :func:`write_clip`; ``DataError`` if it is none."""
     with _open_clip(path) as (file, header):
         return Clip(
             frames=file.get_tensor("frames"),
@@ -98,7 +103,7 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads fps, sample_rate, speaker, name, remarks, frames (T), samples (N), size [H, W]."""
+    """Read fps, sample_rate, speaker, name, remarks, frames (T), samples (N), size [H, W]."""
     with _open_clip(path) as (file, header):
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
@@ -106,20 +111,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {"remarks": [], **header, **shape}
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes `content` to a temporary file beside `path`, then renames it into place."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def _open_clip(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Opens a clip file, gives (tensors, header), and turns what is wrong with it into one line."""
+    """Open a clip file, give (tensors, header), and turn what is wrong with it into one line."""
     try:
         with safe_open(str(path), framework="numpy") as file:
             yield file, json.loads((file.metadata() or {})[_HEADER])
@@ -137,7 +131,7 @@ def _to_float(pcm: np.ndarray) -> np.ndarray:
 
 
 def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dict[str, Any]:
-    """Reads and checks ROOT/manifest.json; `DataError` names what is wrong and what to do."""
+    """Read and check ROOT/manifest.json; ``DataError`` names what is wrong and what to do."""
     root = Path(root)
     hint = hint.format(root=root)
     path = root / MANIFEST
@@ -162,6 +156,11 @@ def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dic
     return manifest
 
 
+def read_alignment(root: str | os.PathLike[str]) -> str:
+    """How the faces of a set were aligned: `haar`, `dlib`, a predictor's path; `none` if drawn."""
+    return str(read_manifest(root).get("settings", {}).get("landmarks", "none"))
+
+
 class PreparedSet(torch.utils.data.Dataset):
     """The clips of one split of a prepared set, cropped to a fixed length.
 
@@ -176,10 +175,15 @@ class PreparedSet(torch.utils.data.Dataset):
             (seed, index) only. Indices count on over the epochs: epoch * len(clips) + index is
             the clip `index` with that epoch's crop.
         limit: keep the first `limit` clips only.
+        any_still: give a frame drawn from the whole clip as the item's still, not the crop's first.
+        augment: change every item's picture as `PictureChange` does.
+        context: C, frames of sound to give beyond both ends of the crop.
+        eyes: give how far the eyes are closed, for sets whose clips know it.
 
-    Items are dict(frames=(T, 3, H, W) uint8, audio=(T * window_stride,) float32, index=int).
-    The crop starting at frame t0 has the samples [t0, t0 + T) * window_stride, with
-    window_stride = floor(sample_rate / fps); audio that ends early is padded with zeros.
+    Items are dict(frames=(T, 3, H, W) uint8, still=(3, H, W) uint8, index=int,
+    audio=((T + 2 C) * window_stride,) float32), and eyes=(T,) float32 from 0 (open) to 1.
+    The crop starting at frame t0 has the samples [t0 - C, t0 + T + C) * window_stride, with
+    window_stride = floor(sample_rate / fps); sound beyond the clip's ends is silence.
     """
 
     def __init__(
@@ -193,6 +197,10 @@ class PreparedSet(torch.utils.data.Dataset):
         random_crop: bool = False,
         mirror: bool = False,
         limit: int | None = None,
+        any_still: bool = False,
+        augment: bool = False,
+        context: int = 0,
+        eyes: bool = False,
     ) -> None:
         self.root = Path(root)
         manifest = read_manifest(root)
@@ -202,6 +210,7 @@ class PreparedSet(torch.utils.data.Dataset):
         self.size = self.stored_size if size is None else (int(size[0]), int(size[1]))
         self.window_stride = math.floor(self.sample_rate / self.fps)
         self.frames, self.seed, self.random_crop, self.mirror = frames, seed, random_crop, mirror
+        self.any_still, self.augment, self.context, self.eyes = any_still, augment, context, eyes
 
         if not all(0 < new <= old for new, old in zip(self.size, self.stored_size, strict=True)):
             raise DataError(
@@ -244,7 +253,7 @@ class PreparedSet(torch.utils.data.Dataset):
         self.speakers = sorted({entry["speaker"] for entry in self.clips})
 
     def clip(self, index: int) -> Clip:
-        """The whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
+        """Read the whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
         return read_clip(self.root / self.clips[index]["file"])
 
     def __len__(self) -> int:
@@ -262,32 +271,48 @@ class PreparedSet(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, epoch, index])
         start = int(rng.integers(entry["frames"] - length + 1)) if self.random_crop else 0
         flip = self.mirror and rng.random() < 0.5
-        stride = self.window_stride
-
-        with _open_clip(self.root / entry["file"]) as (file, _):
-            frames = file.get_slice("frames")[start : start + length]
-            samples = slice(start * stride, min((start + length) * stride, entry["samples"]))
-            pcm = file.get_slice("audio")[samples] if samples.start < samples.stop else None
+        shown = int(rng.integers(entry["frames"])) if self.any_still else start
+        first, count = (start - self.context) * self.window_stride, length + 2 * self.context
+        audio = np.zeros(count * self.window_stride, dtype=np.float32)
+        path = self.root / entry["file"]
+        with _open_clip(path) as (file, _):
+            stored = file.get_slice("frames")
+            frames, still = stored[start : start + length], stored[shown : shown + 1]
+            begin, end = max(first, 0), min(first + len(audio), entry["samples"])
+            if begin < end:
+                pcm = file.get_slice("audio")[begin:end]
+                audio[begin - first : begin - first + len(pcm)] = _to_float(pcm)
+            eyes = _eye_closure(file, path, start, length) if self.eyes else None
         if frames.shape != (length, 3, *self.stored_size):
-            raise DataError(
-                f"{self.root / entry['file']} does not match the manifest; prepare the set again"
-            )
-        audio = np.zeros(length * stride, dtype=np.float32)
-        if pcm is not None:
-            audio[: len(pcm)] = _to_float(pcm)
+            raise DataError(f"{path} does not match the manifest; prepare the set again")
+        frames = np.concatenate([still, frames])
         if self.size != self.stored_size:
             frames = _reduce(frames, self.size)
+        if self.augment:
+            frames = PictureChange.draw(rng, self.size)(frames)
         if flip:
             frames = np.ascontiguousarray(frames[..., ::-1])
-        return {
-            "frames": torch.from_numpy(frames),
+        item = {
+            "frames": torch.from_numpy(frames[1:]),
+            "still": torch.from_numpy(frames[0]),
             "audio": torch.from_numpy(audio),
             "index": index,
         }
+        return item if eyes is None else {**item, "eyes": torch.from_numpy(eyes)}
+
+
+def _eye_closure(file: Any, path: Path, start: int, length: int) -> np.ndarray:
+    """(T,) float32: how far the eyes are closed, 0 (open) to 1; `DataError` if unknown."""
+    if EYES not in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+        raise DataError(
+            f"{path} does not say when eyes are open, which --model.eyes learns from; prepare the "
+            "set with --landmarks dlib, or leave --model.eyes out"
+        )
+    return 1 - file.get_slice(EYES)[start : start + length]
 
 
 def _reduce(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area-averages (T, 3, H, W) uint8 to `size`."""
+    """Area-average (T, 3, H, W) uint8 to ``size``."""
     height, width = size
     reduced = np.empty((*frames.shape[:2], height, width), dtype=np.uint8)
     for planes, target in zip(frames, reduced, strict=True):

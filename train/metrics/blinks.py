@@ -2,14 +2,14 @@
 
 The detector of DinoMan/blink-detector, the authors' own: eye aspect ratio (EAR; Soukupova and
 Cech, 2016) of the 68-point landmarks, closings where it falls fastest, a blink from the EAR peak
-before to the one after. Any source of landmarks will do; for the built-in set `synthetic_ear`
+before to the one after. Any source of landmarks will do; for the built-in set ``synthetic_ear``
 reads the EAR off the pictures.
 
 Traps. The threshold is a fall per frame, so it depends on the frame rate (it is meant for 25/s),
 and slow blinks are missed. The start and the end are *peaks*: while the eye is open only the noise
 of the landmarks makes peaks, which lengthens blinks by about two frames at 25/s; an EAR that is
 exactly constant has none, and the blink then reaches to the start or the end of the clip.
-`edges="level"` measures from and to 90 % of the openness instead. Earlier versions of the
+``edges="level"`` measures from and to 90 % of the openness instead. Earlier versions of the
 authors' tool have the threshold 0.0425.
 """
 
@@ -25,33 +25,11 @@ from scipy.signal import find_peaks
 from torch import Tensor
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames
+from train.metrics.score import MetricError, Score, check_frames
 
 THRESHOLD = 0.072  # fall of the EAR from one frame to the next
 DISTANCE = 4  # frames between closings
 LEVEL = 0.9
-RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)  # of the 68 landmarks
-
-
-def eye_aspect_ratio(landmarks: np.ndarray) -> np.ndarray:
-    """(T,) EAR, mean of both eyes, from 68-point landmarks (T, 68, 2).
-
-    Frames without a face are NaN: they repeat the last EAR, or are 0 before the first face.
-    """
-    points = np.asarray(landmarks, np.float64)
-    if points.ndim != 3 or points.shape[1:] != (68, 2):
-        raise MetricError(f"landmarks: expected (T, 68, 2), got {points.shape}")
-    ratios = []
-    for eye in (RIGHT_EYE, LEFT_EYE):
-        p = points[:, eye]
-        height = np.linalg.norm(p[:, 1] - p[:, 5], axis=1)
-        height += np.linalg.norm(p[:, 2] - p[:, 4], axis=1)
-        width = np.linalg.norm(p[:, 0] - p[:, 3], axis=1)
-        ratios.append(height / np.maximum(2 * width, 1e-9))
-    ear = np.mean(ratios, axis=0)
-    for t in np.flatnonzero(~np.isfinite(ear)):
-        ear[t] = ear[t - 1] if t else 0.0
-    return ear
 
 
 def find_blinks(
@@ -62,7 +40,7 @@ def find_blinks(
 ) -> np.ndarray:
     """(K, 2) int first and last frame of the blinks in an EAR signal (T,), at 25 frames/s.
 
-    A closing is a frame after which the EAR falls by at least `threshold`, more than around it.
+    A closing is a frame after which the EAR falls by at least ``threshold``, more than around it.
     With edges="peak" (the authors) a blink starts at the last EAR peak before the closing and ends
     at the first one after it that are in the upper half of the clip's range; a closing without such
     an end before the next is none, one without any later peak ends with the clip. With "level" it
@@ -158,7 +136,7 @@ def synthetic_ear(frames: Tensor) -> list[np.ndarray | Score]:
 
 
 def _contrast(pictures: Tensor, x: float) -> Tensor:
-    """(T,) mean distance in RGB between the eye at column `x` and its lid, (T, 3, 128, 96)."""
+    """(T,) mean distance in RGB between the eye at column ``x`` and its lid, (T, 3, 128, 96)."""
     cheek = _region(pictures, x, _CHEEK_ROWS, _CHEEK_HALF)
     skin = cheek.transpose(0, 1).flatten(1).median(1).values
     lid = skin * skin.new_tensor(_LID)
@@ -167,6 +145,6 @@ def _contrast(pictures: Tensor, x: float) -> Tensor:
 
 
 def _region(pictures: Tensor, x: float, rows: tuple[float, float], half: float) -> Tensor:
-    """(T, 3, P) pixels of some rows around column `x`."""
+    """(T, 3, P) pixels of some rows around column ``x``."""
     columns = slice(round(x - half), round(x + half))
     return pictures[:, :, round(rows[0]) : round(rows[1]), columns].flatten(2)

@@ -2,7 +2,7 @@
 
 N. D. Narvekar and L. J. Karam, "A no-reference image blur metric based on the cumulative
 probability of blur detection (CPBD)", IEEE Trans. Image Processing 20(9), 2011. An independent
-implementation, which reproduces the numbers of the `cpbd` package (1.0.7), the usual Python port.
+implementation, which reproduces the numbers of the ``cpbd`` package (1.0.7), the usual Python port.
 
 Vertical edges are measured across (P. Marziliano et al., 2002), in pixels; an edge of width w in a
 block of contrast c looks blurred with probability 1 - exp(-(w / w_jnb(c))^3.6). CPBD is the share
@@ -10,7 +10,7 @@ of edges whose blur is seen with a probability of at most 63 %.
 
 Traps. Blocks are 64 x 64 and do not overlap; what remains at the right and at the bottom is
 ignored: of a 128 x 96 frame only edges in columns 0 to 63 count (the rest enters through the edge
-threshold alone), and a 64 x 48 frame has no block at all. `blocks="cover"` uses the whole frame.
+threshold alone), and a 64 x 48 frame has no block at all. ``blocks="cover"`` uses the whole frame.
 Only vertical edges of nearly horizontal gradient count, so that a picture and its transpose differ.
 Compression and noise make edges too: CPBD does not tell detail from artefacts.
 """
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .quality import grey
-from .score import MetricError, Score, check_frames
+from train.metrics.quality import grey
+from train.metrics.score import MetricError, Score, check_frames
 
 BLOCK = 64
 EDGE_SHARE = 0.002  # of a block's pixels, above which it is an edge block
@@ -42,7 +42,7 @@ def cpbd(
 
     Args:
         frames: also (T, 3, H, W), which gives (1, T).
-        blocks: "package" cuts non-overlapping 64 x 64 blocks and ignores the rest, as the `cpbd`
+        blocks: "package" cuts non-overlapping 64 x 64 blocks and ignores the rest, as the ``cpbd``
             package does. "cover" shifts the last block of each row and column back to the border,
             so that every pixel counts; in frames that are multiples of 64 it is the same. Where
             two blocks overlap, an edge counts in both.
@@ -121,7 +121,8 @@ def edge_widths(pictures: Tensor) -> Tensor:
 
 
 def _run_lengths(holds: Tensor) -> Tensor:
-    """(N, H, W) steps to both sides: the first and those through which `holds` (N, H, W - 1) lasts.
+    """(N, H, W) steps to both sides: the first and those through which ``holds`` (N, H, W - 1)
+    lasts.
 
     Step i leads from pixel i to pixel i + 1. Without meaning for the first and the last pixel.
     """

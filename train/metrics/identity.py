@@ -2,11 +2,12 @@
 
 The authors (IJCV 2019) take the Euclidean distance between OpenFace (Amos et al., 2016) features of
 the still and of every generated frame; MoCoGAN (CVPR 2018) the distance between all pairs of
-frames. Any embedder can be plugged in; `python -m train.embedder` makes one without downloads.
+frames. Any embedder can be plugged in; ``python -m train.embedder`` makes one without downloads.
 
 Traps. Compare within one embedder only. The magnitudes in the paper (1e-4) cannot be plain
 distances of OpenFace's 128-d unit vectors: some normalisation is unreported, perhaps that of
-`acd_squared` below. A frozen picture has the best ACD of all, so read it beside the other metrics.
+``acd_squared`` below. A frozen picture has the best ACD of all, so read it beside the other
+metrics.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames
-from .weights import freeze, load_network
+from train.metrics.score import MetricError, Score, check_frames
+from train.metrics.weights import freeze, load_network
 
 Embedder = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 RGB, aligned, to (N, E)
 
@@ -38,9 +39,9 @@ def identity_scores(embed: Embedder, still: Tensor, frames: Tensor) -> dict[str,
         still: (3, H, W) uint8, the picture that the video was made from.
         frames: (T, 3, H, W) uint8, generated; T > 1 for the pairwise distance.
 
-    Returns: `acd`, mean L2 distance to the still's features; `acd_squared`, mean squared distance
-        over the number of features E (of 128-d unit vectors: between 0 and 4/128);
-        `acd_pairwise`, mean L2 distance between the features of two different frames.
+    Returns: ``acd``, mean L2 distance to the still's features; ``acd_squared``, mean squared
+        distance over the number of features E (of 128-d unit vectors: between 0 and 4/128);
+        ``acd_pairwise``, mean L2 distance between the features of two different frames.
     """
     frames = check_frames(frames)
     if len(frames) != 1:
@@ -99,7 +100,7 @@ class OurEmbedder(nn.Module):
         return F.interpolate(pictures, size, mode="bilinear", antialias=True)
 
     def embed(self, reduced: Tensor) -> Tensor:
-        """Unit vectors (N, 128) of what `reduce` returns."""
+        """Unit vectors (N, 128) of what ``reduce`` returns."""
         return F.normalize(self.project(self.features(reduced * self.oval)), dim=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class OurEmbedder(nn.Module):
 
 
 def load_embedder(path: Path | str, device: torch.device | str = "cpu") -> OurEmbedder:
-    """The network that `python -m train.embedder` wrote; MetricError if it is not one."""
+    """The network that ``python -m train.embedder`` wrote; MetricError if it is not one."""
     network = OurEmbedder()
     load_network(Path(path), OURS, network, TRAIN_COMMAND)
     freeze(network, device)

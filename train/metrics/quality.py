@@ -1,6 +1,6 @@
 """PSNR and SSIM of generated against real video.
 
-The definitions are by default those of the authors' evaluation tool `fae` (2021): pictures turned
+The definitions are by default those of the authors' evaluation tool ``fae`` (2021): pictures turned
 to 8-bit grey as OpenCV does, PSNR of a video from the mean of its frames' squared errors, SSIM as
 sewar computes it (uniform 11 x 11 window, only where it fits, population variance) averaged over
 frames. Which code made the paper's table is not known.
@@ -8,8 +8,8 @@ frames. Which code made the paper's table is not known.
 Traps. PSNR from the mean error is never higher than the mean of the frames' PSNR (Jensen), by as
 much as 2 dB if the error varies. A uniform window gives another SSIM than the Gaussian one of
 Wang et al. (2004). Colour PSNR is lower than grey: grey averages the channels' errors. Three things
-`fae` does are left out: it resizes videos of different size and cuts the longer one (here both are
-errors), and it drops frames whose SSIM is not positive, which flatters bad videos.
+``fae`` does are left out: it resizes videos of different size and cuts the longer one (here both
+are errors), and it drops frames whose SSIM is not positive, which flatters bad videos.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .score import MetricError, Score, check_frames, check_pair, mean_score
+from train.metrics.score import MetricError, Score, check_frames, check_pair, mean_score
 
 PEAK = 255.0
 WINDOW = 11
@@ -29,13 +29,13 @@ K1, K2 = 0.01, 0.03
 
 
 def grey(frames: Tensor) -> Tensor:
-    """Luma (..., H, W) uint8 of RGB frames (..., 3, H, W) uint8, bit for bit as `cv2.cvtColor`."""
+    """Luma (..., H, W) uint8 of RGB frames (..., 3, H, W) uint8, to the bit ``cv2.cvtColor``."""
     red, green, blue = frames.to(torch.int32).unbind(-3)
     return ((9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15).to(torch.uint8)
 
 
 def _planes(frames: Tensor, colour: bool) -> Tensor:
-    """(B, T, C, H, W) float64, C = 1 unless `colour`."""
+    """(B, T, C, H, W) float64, C = 1 unless ``colour``."""
     return (frames if colour else grey(frames).unsqueeze(2)).double()
 
 
@@ -46,18 +46,20 @@ def psnr(
     colour: bool = False,
     average: Literal["video", "frame"] = "video",
 ) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (B,) float64, of uint8 RGB videos (B, T, 3, H, W).
+    """Peak signal-to-noise ratio in dB, (B,) float64, of RGB videos (B, T, 3, H, W).
 
-    `average="video"` takes the logarithm of the mean squared error of the video, "frame" the mean
-    of the frames' PSNR. Identical pictures give inf. MetricError if the shapes differ.
+    They are uint8, or with ``colour`` floating-point in [−1, 1] as in training. ``average="video"``
+    takes the logarithm of the mean squared error of the video, "frame" the mean of the frames'
+    PSNR. Identical pictures give inf. MetricError if the shapes differ.
     """
     if average not in ("video", "frame"):
         raise MetricError(f"average={average!r}: expected 'video' or 'frame'")
-    generated, real = check_pair(generated, real)
+    generated, real = check_pair(generated, real, floats=colour)
+    peak = PEAK if real.dtype == torch.uint8 else 2.0
     error = (_planes(generated, colour) - _planes(real, colour)).square().mean(dim=(2, 3, 4))
     if average == "video":
-        return -10 * torch.log10(error.mean(1) / PEAK**2)
-    return (-10 * torch.log10(error / PEAK**2)).mean(1)
+        return -10 * torch.log10(error.mean(1) / peak**2)
+    return (-10 * torch.log10(error / peak**2)).mean(1)
 
 
 def ssim(
@@ -69,7 +71,7 @@ def ssim(
 ) -> Tensor:
     """Structural similarity, (B,) float64, mean over frames of uint8 RGB videos (B, T, 3, H, W).
 
-    `window="gaussian"` weighs the 11 x 11 window with sigma 1.5 (Wang et al. 2004); `colour`
+    ``window="gaussian"`` weighs the 11 x 11 window with sigma 1.5 (Wang et al. 2004); ``colour``
     averages over the three channels. MetricError if the shapes differ or a side is under 11.
     """
     if window not in ("uniform", "gaussian"):

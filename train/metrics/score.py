@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.errors import UserError
 
-class MetricError(ValueError):
+
+class MetricError(UserError):
     """What was handed to a metric makes no sense; the message is one line for the user."""
 
 
@@ -23,7 +25,7 @@ class Score:
 
     @staticmethod
     def of(value: float | Tensor, otherwise: str = "not finite") -> Score:
-        """The value if it is finite, else None for the reason `otherwise`."""
+        """The value if it is finite, else None for the reason ``otherwise``."""
         number = float(value)
         return Score(number) if math.isfinite(number) else Score(None, otherwise)
 
@@ -47,10 +49,14 @@ def mean_score(scores: Iterable[Score]) -> Score:
     return Score(math.fsum(values) / len(values), note)
 
 
-def check_frames(frames: Tensor, what: str = "frames") -> Tensor:
-    """`frames` as (B, T, 3, H, W) uint8; (T, 3, H, W) gets B = 1. MetricError for anything else."""
-    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        kind = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
+def check_frames(frames: Tensor, what: str = "frames", *, floats: bool = False) -> Tensor:
+    """``frames`` as (B, T, 3, H, W); (T, 3, H, W) gets B = 1.
+
+    They are uint8, or with ``floats`` floating-point in [−1, 1]; MetricError for anything else.
+    """
+    tensor = isinstance(frames, Tensor)
+    if not tensor or not (frames.dtype == torch.uint8 or (floats and frames.is_floating_point())):
+        kind = frames.dtype if tensor else type(frames).__name__
         raise MetricError(f"{what}: expected a uint8 tensor of RGB values 0..255, got {kind}")
     if frames.ndim == 4:
         frames = frames.unsqueeze(0)
@@ -61,10 +67,12 @@ def check_frames(frames: Tensor, what: str = "frames") -> Tensor:
     return frames
 
 
-def check_pair(generated: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Both videos as (B, T, 3, H, W) uint8; MetricError unless their shapes agree."""
-    generated = check_frames(generated, "generated frames")
-    real = check_frames(real, "real frames")
+def check_pair(generated: Tensor, real: Tensor, *, floats: bool = False) -> tuple[Tensor, Tensor]:
+    """Both videos as :func:`check_frames` gives them; MetricError unless shapes and kinds agree."""
+    generated = check_frames(generated, "generated frames", floats=floats)
+    real = check_frames(real, "real frames", floats=floats)
+    if (generated.dtype == torch.uint8) != (real.dtype == torch.uint8):
+        raise MetricError(f"videos of {generated.dtype} and {real.dtype}: expected one scale")
     names = ("clips", "frames", "channels", "rows", "columns")
     for name, made, true in zip(names, generated.shape, real.shape, strict=True):
         if made != true:

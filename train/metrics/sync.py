@@ -9,9 +9,10 @@ Sign: a positive offset means that the sound is early. (The code says so, and de
 sound by 0.25 s moved its offset from 4 to -2; a comment in the authors' forum says the reverse.)
 
 Traps. Face detection and tracking are bypassed: frames are taken as aligned, at a fixed box (see
-`train.metrics.syncnet`); the published pipeline's defaults reject clips of 75 frames or 96 pixels.
-Where a shift reaches beyond the clip the procedure compares with zeros, which biases clips of 3 s
-(70 windows): `masked=True` leaves those pairs out. Numbers of two networks cannot be compared.
+``train.metrics.syncnet``); the published pipeline's defaults reject clips of 75 frames or 96
+pixels. Where a shift reaches beyond the clip the procedure compares with zeros, which biases clips
+of 3 s (70 windows): ``masked=True`` leaves those pairs out. Numbers of two networks cannot be
+compared.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mfcc import mfcc
-from .score import MetricError, Score, check_frames
-from .syncnet import WINDOW
+from train.metrics.mfcc import mfcc
+from train.metrics.score import MetricError, Score, check_frames
+from train.metrics.syncnet import WINDOW
 
 FPS, SAMPLE_RATE = 25.0, 16000
 STRIDE = 640  # samples to a frame
@@ -53,7 +54,7 @@ def shift_distances(video: Tensor, audio: Tensor, *, masked: bool = False) -> Te
     """Mean distance (31,) of windows (n, E) each to sounds (n, E), by shift index j = 0 .. 30.
 
     Index j compares window i with sound i + j - 15; sounds beyond the clip are zeros, or with
-    `masked` left out of the mean.
+    ``masked`` left out of the mean.
     """
     windows = len(video)
     padded = F.pad(audio[:windows], (0, 0, SHIFT, SHIFT))
@@ -80,7 +81,7 @@ def sync_scores(
     """AV offset (frames at 25/s, positive: sound early), confidence and minimal distance of a clip.
 
     Args:
-        network: `load_ours` or `load_published`, on the device of `frames`.
+        network: ``load_ours`` or ``load_published``, on the device of ``frames``.
         frames: (T, 3, H, W) uint8 RGB, aligned.
         audio: (N,) float in [-1, 1], mono; sample 0 is heard when frame 0 is shown.
         fps, sample_rate: other rates than 25 and 16000 Hz are resampled.

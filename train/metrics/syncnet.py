@@ -2,7 +2,7 @@
 
 Both turn five frames and the 0.2 s of sound that go with them into one embedding each; distance
 between them is small where lips and sound agree (Chung and Zisserman, "Out of time: automated lip
-sync in the wild", ACCV-W 2016). `train.metrics.sync` holds the procedure.
+sync in the wild", ACCV-W 2016). ``train.metrics.sync`` holds the procedure.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .quality import grey
-from .score import MetricError
-from .weights import freeze, load_network, load_state
+from train.metrics.quality import grey
+from train.metrics.score import MetricError
+from train.metrics.weights import freeze, load_network, load_state
 
 WINDOW = 5  # frames seen at once, at 25 frames/s
 STEPS = 20  # MFCC frames of the same 0.2 s
@@ -49,7 +49,7 @@ def _head() -> nn.Sequential:
 class SyncNet(nn.Module):
     """The architecture and the tensor names of joonson/syncnet_python: 13 631 616 parameters.
 
-    `embed_video` bypasses face detection and tracking: it takes aligned frames, pads them with
+    ``embed_video`` bypasses face detection and tracking: it takes aligned frames, pads them with
     grey and resizes the fixed face box to 224 x 224.
     """
 
@@ -129,7 +129,7 @@ def mfcc_windows(cepstra: Tensor) -> Tensor:
 
 
 def load_published(path: Path | str, device: torch.device | str = "cpu") -> SyncNet:
-    """The published network from its state dict (`syncnet_v2.model`); never unpickles code.
+    """The published network from its state dict (``syncnet_v2.model``); never unpickles code.
 
     MetricError if the file is missing or holds another network.
     """
@@ -149,7 +149,7 @@ def load_published(path: Path | str, device: torch.device | str = "cpu") -> Sync
 
 
 class OurSyncNet(nn.Module):
-    """A small network for the same procedure, which `python -m train.syncnet` trains.
+    """A small network for the same procedure, which ``python -m train.syncnet`` trains.
 
     It sees the lower half of the frame in grey, 32 x 48, without the clip's mean picture, and MFCC
     normalised over the clip, so that neither face nor voice but their movement counts.
@@ -195,7 +195,7 @@ class OurSyncNet(nn.Module):
 
 
 def load_ours(path: Path | str, device: torch.device | str = "cpu") -> OurSyncNet:
-    """The network that `python -m train.syncnet` wrote; MetricError if it is not one."""
+    """The network that ``python -m train.syncnet`` wrote; MetricError if it is not one."""
     network = OurSyncNet()
     load_network(Path(path), OURS, network, TRAIN_COMMAND)
     freeze(network, device)

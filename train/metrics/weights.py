@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .score import MetricError
+from train.files import replacing
+from train.metrics.score import MetricError
 
 _HEADER = "polyfusion-metric"
 
@@ -30,23 +31,20 @@ def claim_file(path: Path) -> None:
 
 
 def save_network(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None:
-    """Write the weights of `module` with its `kind` and `info` (JSON values), atomically."""
+    """Write the weights of ``module`` with its ``kind`` and ``info`` (JSON values), atomically."""
     header = {_HEADER: json.dumps({"kind": kind, **info})}
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(state, temporary, metadata=header)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(state, temporary, metadata=header)
     except (OSError, SafetensorError) as error:
         raise MetricError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_network(path: Path, kind: str, module: nn.Module, made_by: str) -> dict[str, Any]:
-    """Load a file of `save_network` into `module` and return its info.
+    """Load a file of ``save_network`` into ``module`` and return its info.
 
-    MetricError if the file is missing, damaged or of another kind; `made_by` is the command that
+    MetricError if the file is missing, damaged or of another kind; ``made_by`` is the command that
     makes the right one.
     """
     hint = f"make one with: {made_by}"
@@ -66,7 +64,7 @@ def load_network(path: Path, kind: str, module: nn.Module, made_by: str) -> dict
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], path: Path, kind: str) -> None:
-    """`module.load_state_dict` whose refusal is one line: the first tensor that does not fit."""
+    """``module.load_state_dict`` whose refusal is one line: the first tensor that does not fit."""
     own = module.state_dict()
     for key in [*own, *state]:
         if key not in own or key not in state:
@@ -82,5 +80,5 @@ def load_state(module: nn.Module, state: dict[str, Tensor], path: Path, kind: st
 
 
 def freeze(module: nn.Module, device: torch.device | str) -> None:
-    """Evaluation mode, no gradients, on `device`."""
+    """Evaluation mode, no gradients, on ``device``."""
     module.to(device).eval().requires_grad_(False)

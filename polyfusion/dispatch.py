@@ -1,0 +1,137 @@
+"""Which kernels serve a call: ``kernels="auto" | "eager" | "triton" | "cuda"``.
+
+An explicit choice works or raises and says why. ``auto`` takes the fastest that can serve the call:
+Triton on a GPU, plain PyTorch on a CPU (Triton's interpreter is for checking, not for speed). Each
+of the three backends is a package of :mod:`polyfusion.kernels`, with modules of the same names and
+functions of the same names and arguments; :func:`backend` finds them.
+"""
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+
+CHOICES = ("auto", "eager", "triton", "cuda")
+"""What ``kernels=`` can be."""
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What every operator computes in."""
+
+
+class KernelsUnavailable(RuntimeError):
+    """The kernels asked for cannot run here; the message says why and what to do."""
+
+
+def check_choice(kernels: str) -> None:
+    """Raise ``ValueError`` unless ``kernels`` is one of :data:`CHOICES`."""
+    if kernels not in CHOICES:
+        raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(map(repr, CHOICES))}")
+
+
+@torch.compiler.assume_constant_result
+def triton_problem() -> str | None:
+    """Why Triton cannot be used on this machine, or ``None`` if it can (found out once)."""
+    return _find_triton_problem()
+
+
+@functools.cache
+def _find_triton_problem() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; install it with `pip install triton` (Linux only)"
+    if torch.cuda.is_available():
+        return None
+    late = "triton" in sys.modules
+    try:
+        from triton import knobs
+
+        interpreted = knobs.runtime.interpret and _built_interpreted()
+    except Exception as error:
+        return f"Triton does not import: {error}"
+    if interpreted:
+        return None
+    if late:
+        return (
+            "there is no CUDA device and Triton was imported before its interpreter could be "
+            "chosen; import polyfusion first, or set TRITON_INTERPRET=1 in the environment"
+        )
+    return "there is no CUDA device; set TRITON_INTERPRET=1 to run the kernels in the interpreter"
+
+
+def _built_interpreted() -> bool:
+    """Whether Triton's own library functions were built for the interpreter at its import."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(tl.zeros, InterpretedFunction)
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in the CPU interpreter in this process."""
+    return triton_problem() is None and not torch.cuda.is_available()
+
+
+@functools.cache
+def _say_interpreted() -> None:
+    print(
+        "polyfusion: no CUDA device, Triton kernels run in the CPU interpreter (correct, but slow)",
+        file=sys.stderr,
+    )
+
+
+def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
+    """Why the CUDA extension cannot serve these tensors, or any, or ``None`` if it can."""
+    from polyfusion import extension  # at the first need: it brings the build tools along
+
+    return extension.problem(tensors)
+
+
+def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | None:
+    """Why ``auto`` does not take the fused kernels for a call on such a tensor; None: it does."""
+    if unsupported is not None:
+        return unsupported
+    if not tensor.is_cuda:
+        return f"on {tensor.device} PyTorch is faster, the interpreter is for checking"
+    if tensor.dtype == torch.float64:
+        return "float64 is for checking"
+    return triton_problem()
+
+
+def resolve(
+    kernels: str, tensors: Sequence[torch.Tensor], *, unsupported: str | None = None
+) -> str:
+    """Turn a ``kernels`` choice into ``"eager"``, ``"triton"`` or ``"cuda"`` for these tensors.
+
+    ``unsupported`` says why no fused kernel serves this call, if so: ``auto`` then means eager, and
+    an explicit fused choice raises it. Raises ``ValueError`` for an unknown choice and
+    :class:`KernelsUnavailable` for a choice that cannot work here.
+    """
+    check_choice(kernels)
+    if kernels == "eager":
+        return "eager"
+    on_cuda = tensors[0].is_cuda
+    if kernels == "auto":
+        return "eager" if why_eager(tensors[0], unsupported) else "triton"
+    if unsupported is not None:
+        raise KernelsUnavailable(
+            f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'"
+        )
+    if kernels == "cuda":
+        problem = cuda_problem(tensors)
+    else:
+        problem = triton_problem()
+        if problem is None and torch.cuda.is_available() and not on_cuda:
+            problem = f"the tensors are on {tensors[0].device}; move them to a CUDA device"
+    if problem is not None:
+        raise KernelsUnavailable(f"kernels={kernels!r}: {problem}")
+    if kernels == "triton" and interpreted() and not torch.compiler.is_compiling():
+        _say_interpreted()
+    return kernels
+
+
+@functools.cache
+def backend(chosen: str, stem: str) -> ModuleType:
+    """Import a backend's module: ``polyfusion.kernels.<chosen>.<stem>``, say ``triton.tucker``."""
+    return importlib.import_module(f"polyfusion.kernels.{chosen}.{stem}")

@@ -1,0 +1,1 @@
+"""Calls of the CUDA extension's operators, whose kernels are in ``csrc``."""

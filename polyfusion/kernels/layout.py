@@ -1,0 +1,66 @@
+"""What the backends agree on: the dtype of sums, how maps lie in memory, a convolution's size."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Norm(NamedTuple):
+    """One normalisation of u + s with its activation: the operator's arguments, in their order.
+
+    u (B·T, C, H, W), s (B, C, H, W) or None; weight, bias, mean and var (C,). ``mean`` and ``var``
+    are None in a forward that takes them from the batch, and never None in a backward. ``batch``
+    says whether they are, or were, the batch's: then gradients flow through them.
+    """
+
+    u: Tensor
+    s: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None
+    var: Tensor | None
+    batch: bool
+    eps: float
+    slope: float
+
+    @property
+    def per_channel(self) -> int:
+        """The number of values of u per channel, at least 1."""
+        return max(1, self.u.numel() // max(1, self.u.shape[1]))
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics: float64 for doubles, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def per_clip(frames: Tensor, clips: int) -> Tensor:
+    """View frames (B·T, ...) as (B, T, ...)."""
+    return frames.unflatten(0, (clips, frames.shape[0] // clips if clips else 0))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The maps (N, C, H, W) in channels-last memory, copied if they are not."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
+    """New maps (n, c, h, w) in channels-last memory, of the dtype and on the device of ``like``."""
+    return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def lie_as(x: Tensor, like: Tensor) -> Tensor:
+    """The values of x with the strides of ``torch.empty_like(like)``, copied if they differ."""
+    same = torch.empty_like(like, device="meta").stride() == x.stride()
+    return x if same else torch.empty_like(like).copy_(x)
+
+
+def conv_size(
+    size: Sequence[int], kernel: int, stride: int, padding: int, up: bool = False
+) -> list[int]:
+    """Height and width of the convolution of a map, transposed if ``up``."""
+    if up:
+        return [(n - 1) * stride - 2 * padding + kernel for n in size]
+    return [(n + 2 * padding - kernel) // stride + 1 for n in size]

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers. Import nothing from here before ``import polyfusion``."""

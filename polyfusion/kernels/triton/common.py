@@ -1,0 +1,174 @@
+"""What the launchers share: where a kernel runs, what it computes in, and how it is launched."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+from polyfusion.kernels.layout import sum_dtype
+
+_TYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+_pretended: int | None = None
+_dry = False
+
+
+@contextlib.contextmanager
+def pretend(capability: int) -> Iterator[None]:
+    """Choose configurations as on a GPU of this capability (80, 90, ...), to compile them."""
+    global _pretended
+    previous, _pretended = _pretended, capability
+    try:
+        yield
+    finally:
+        _pretended = previous
+
+
+@contextlib.contextmanager
+def dry() -> Iterator[None]:
+    """Launch nothing: results keep what was in their memory."""
+    global _dry
+    before, _dry = _dry, True
+    try:
+        yield
+    finally:
+        _dry = before
+
+
+def capability(tensor: Tensor) -> int | None:
+    """The compute capability (80, 90, ...) a kernel on this tensor runs on; None: interpreter."""
+    if _pretended is not None:
+        return _pretended
+    if not tensor.is_cuda:
+        return None
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def arithmetic(tensor: Tensor) -> dict[str, Any]:
+    """Constants of a kernel on this tensor: dtype of operands and of sums, precision of products.
+
+    The interpreter cannot compute in half precision, so operands are raised to float32 there.
+    """
+    dtype, total = _TYPES[tensor.dtype], _TYPES[sum_dtype(tensor)]
+    precision = "ieee"
+    if dtype == tl.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        precision = "tf32"
+    operands = total if capability(tensor) is None else dtype
+    return {"COMPUTE": operands, "ACC": total, "PRECISION": precision}
+
+
+def uses_tensor_cores(constants: dict[str, Any]) -> bool:
+    """Whether products with these :func:`arithmetic` constants run on tensor cores."""
+    return constants["COMPUTE"].primitive_bitwidth == 16 or constants["PRECISION"] == "tf32"
+
+
+def block(size: int, low: int = 16, high: int = 1024) -> int:
+    """The power of two that covers ``size``, within limits."""
+    return max(low, min(high, triton.next_power_of_2(max(size, 1))))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the N rows of a result lie: clips of ``frames`` rows, and which views have them all."""
+
+    leading: tuple[int, ...]
+    count: int
+    clips: int
+    frames: int
+    framed: tuple[bool, ...]
+
+
+def lay_out(views: Sequence[Tensor], block_t: int) -> Rows:
+    """Clips as they are, or cut to tiles if no view is shared by the frames of a clip."""
+    framed = tuple(view.ndim == 3 for view in views)
+    leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
+    count = leading.numel()
+    if len(set(framed)) == 1:
+        clips = triton.cdiv(count, block_t)
+        return Rows(tuple(leading), count, clips, block_t, (True,) * len(views))
+    return Rows(tuple(leading), count, *leading, framed)
+
+
+def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors, laid out contiguously."""
+    return tuple(x.contiguous() for x in tensors)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty."""
+    if 0 in grid or _dry:
+        return
+    first = next(x for x in _leaves(arguments) if isinstance(x, Tensor))
+    with torch.cuda.device(first.device) if first.is_cuda else _patched_once():
+        kernel[grid](*arguments, **constants)
+
+
+@contextlib.contextmanager
+def _patched_once() -> Iterator[None]:
+    """Let the interpreter replace the functions of ``triton.language`` once per launch and module.
+
+    It does so for every call of a device function, ``tl.zeros`` and ``tl.sum`` included, although
+    they are replaced already: a third of the time of a small launch.
+    """
+    original = getattr(interpreter, "_patch_lang", None)
+    if original is None:
+        yield
+        return
+    scopes: dict[int, Any] = {}
+
+    def patch(function: Any) -> Any:
+        module = id(function.__globals__)
+        if module not in scopes:
+            scopes[module] = original(function)
+        return scopes[module]
+
+    interpreter._patch_lang = patch
+    try:
+        yield
+    finally:
+        interpreter._patch_lang = original
+
+
+def _leaves(arguments: Any) -> Iterator[Any]:
+    for item in arguments:
+        if isinstance(item, tuple):
+            yield from _leaves(item)
+        else:
+            yield item
+
+
+@triton.jit
+def project(
+    view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
+    COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """(BLOCK_T, BLOCK_K): the frames' rows of z W, or of [z, 1] W."""
+    acc = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    for start in range(0, SIZE, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        z = tl.load(
+            view + rows[:, None] * SIZE + d[None, :],
+            mask=live[:, None] & (d[None, :] < SIZE), other=0.0,
+        )
+        w = tl.load(
+            weight + d[:, None] * RANK + k[None, :],
+            mask=(d[:, None] < SIZE) & (k[None, :] < RANK), other=0.0,
+        )
+        acc = tl.dot(
+            z.to(COMPUTE), w.to(COMPUTE), acc, input_precision=PRECISION, out_dtype=ACC
+        )
+    if BIASED:
+        acc += tl.load(weight + SIZE * RANK + k, mask=k < RANK, other=0.0).to(ACC)[None, :]
+    return acc

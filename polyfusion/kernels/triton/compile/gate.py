@@ -1,0 +1,105 @@
+"""Compile every shipped kernel, and say what came out.
+
+:func:`compile_shipped` makes the shipped calls with every launch replaced by a compilation, so what
+is compiled is exactly what would run: every configuration to choose from, same specialisation.
+Needs ``TRITON_INTERPRET=0`` before Triton's import.
+"""
+
+import contextlib
+import functools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from polyfusion.kernels.triton import common, tune
+from polyfusion.kernels.triton.compile import block, fusion  # noqa: F401  (they ship their calls)
+from polyfusion.kernels.triton.compile.shipped import SHIPPED
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes per program
+INSTRUCTIONS = ("tcgen05.mma", "wgmma", "mma.sync")
+COLUMNS = ("registers", "stack", "shared", "instruction")
+
+
+class _Target:
+    """As much of a Triton driver as compilation asks for. The device number is the capability."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def compile_shipped(prefixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Compile the launches of the shipped calls whose names begin so, for every capability.
+
+    Returns one row per distinct kernel: call, kernel, config, and per capability what the
+    :data:`COLUMNS` say: registers per thread, bytes of stack (where spills go) and of shared
+    memory, and the instruction of its matrix products: "fma" if they do not use tensor cores,
+    "none" if there are none.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in sorted(SHIPPED):
+        if name.startswith(prefixes or ("",)):
+            launches = {capability: _compile(name, capability) for capability in SHARED_LIMIT}
+            for same in zip(*launches.values(), strict=True):
+                kernel, config, _ = same[0]
+                row = {"call": name, "kernel": kernel, "config": config}
+                row |= {str(c): found for c, (*_, found) in zip(launches, same, strict=True)}
+                if row not in rows:
+                    rows.append(row)
+    return rows
+
+
+def _compile(name: str, capability: int) -> list[tuple[str, dict[str, int], list[Any]]]:
+    """(kernel, config, columns) of each of a shipped call's launches."""
+    shipped = SHIPPED[name]
+    launches: list[tuple[str, dict[str, int], list[Any]]] = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        config = {k: v for k, v in kwargs.items() if k.startswith(("BLOCK_", "num_"))}
+        launches.append((self.__name__, config, _describe(kernel)))
+        return kernel
+
+    driver.set_active(_Target(capability))
+    JITFunction.run = compile_only
+    try:
+        configurations = tune.sweep() if shipped.every else contextlib.nullcontext()
+        with common.pretend(capability), configurations:
+            shipped.call()
+    finally:
+        JITFunction.run = run
+    return launches
+
+
+@functools.cache
+def _describe(kernel: Any) -> list[Any]:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [str(tools / "cuobjdump"), "--dump-resource-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    instruction = "none"
+    if "tt.dot" in kernel.asm["ttir"]:
+        instruction = next((x for x in INSTRUCTIONS if x in kernel.asm["ptx"]), "fma")
+    spilled = int(found["STACK"]) + int(found["LOCAL"])
+    return [int(found["REG"]), spilled, kernel.metadata.shared, instruction]

@@ -1,0 +1,383 @@
+"""Batch normalisation and activation of u + s, where the frames of a clip share s.
+
+In channels-last memory u is a matrix of rows (clip, frame, pixel) by channels. A program takes some
+of the clips' pixels by some channels and walks over the frames, so that it reads its part of s once
+and sums its part of ds alone. Without s, rows are dealt to programs the same way.
+
+Statistics take two stages: every program keeps (count, mean, M2) of what it saw, M2 the sum of
+squared distances from its mean, and these are merged in a fixed order. No sum of squares, whose
+difference to the squared sum loses all digits at a large mean, and all values are taken relative to
+the first one of their channel; no atomics, so it is deterministic.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polyfusion.kernels.layout import Norm, channels_last, lie_as, sum_dtype
+from polyfusion.kernels.triton.common import arithmetic, block, capability, dense, launch
+from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
+
+
+@triton.jit
+def _pixels(count, frames, pixels, BLOCK_P: tl.constexpr):
+    """(BLOCK_P,): pixels of all clips, their rows in the first frame, and which of them exist."""
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return p, (p // pixels) * frames * pixels + p % pixels, p < count
+
+
+@triton.jit
+def _clip_tile(
+    s, p, exists, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """(1, BLOCK_P, BLOCK_C): this program's part of s, where it lies, and what of it exists."""
+    at = p[None, :, None] * CHANNELS + c[None, None, :]
+    live = exists[None, :, None] & (c < CHANNELS)[None, None, :]
+    if SKIP:
+        return tl.load(s + at, mask=live, other=0.0).to(ACC), at, live
+    else:
+        return tl.zeros((1, BLOCK_P, BLOCK_C), ACC), at, live
+
+
+@triton.jit
+def _tile(start, first, exists, frames, pixels, rows, BLOCK_T: tl.constexpr):
+    """(BLOCK_T, BLOCK_P, 1): rows of these pixels in frames from ``start``, and which exist."""
+    t = start + tl.arange(0, BLOCK_T)
+    row = first[None, :] + t[:, None] * pixels
+    live = (t < frames)[:, None] & exists[None, :] & (row < rows)
+    return row[:, :, None], live[:, :, None]
+
+
+@triton.jit
+def _origin(u, s, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr):
+    """(BLOCK_C,): the first value of each channel, near which the others are."""
+    value = tl.load(u + c, mask=c < CHANNELS, other=0.0).to(ACC)
+    if SKIP:
+        value += tl.load(s + c, mask=c < CHANNELS, other=0.0).to(ACC)
+    return value
+
+
+@triton.jit
+def _statistics_kernel(
+    u, s, counts, means, squares, count, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """First stage: a row of (count, mean, M2) for each program. Welford's update, per pixel."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    origin = _origin(u, s, c, CHANNELS, SKIP, ACC)[None, None, :]
+    seen = tl.zeros((BLOCK_P, 1), ACC)
+    mean = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    square = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+        inside = live & (c < CHANNELS)[None, None, :]
+        x = tl.load(u + row * CHANNELS + c[None, None, :], mask=inside, other=0.0).to(ACC)
+        x = tl.where(inside, x + shared - origin, 0.0)
+        more = tl.sum(live.to(ACC), axis=0)
+        tile_mean = tl.sum(x, axis=0) / tl.maximum(more, 1.0)
+        distance = tl.where(inside, x - tile_mean[None, :, :], 0.0)
+        step = tile_mean - mean
+        share = more / tl.maximum(seen + more, 1.0)
+        mean += step * share
+        square += tl.sum(distance * distance, axis=0) + step * step * (seen * share)
+        seen += more
+    total = tl.sum(tl.sum(seen, axis=0), axis=0)
+    center = tl.sum(mean * seen, axis=0) / tl.maximum(total, 1.0)
+    distance = mean - center[None, :]
+    square = tl.sum(square + distance * distance * seen, axis=0)
+    line = tl.program_id(0).to(tl.int64) * CHANNELS + c
+    tl.store(counts + tl.program_id(0), total, mask=tl.program_id(1) == 0)
+    tl.store(means + line, center, mask=c < CHANNELS)
+    tl.store(squares + line, square, mask=c < CHANNELS)
+
+
+@triton.jit
+def _merge_kernel(
+    counts, means, squares, u, s, mean, square, parts, divisor,
+    CHANNELS: tl.constexpr, MOVED: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """Second stage: the mean and M2 / divisor of all parts. MOVED: u's origin is at zero."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_N,), ACC)
+    weighted = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    for start in range(0, parts, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
+        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+        count = tl.load(counts + n, mask=n < parts, other=0.0)
+        total += count
+        weighted += tl.load(means + at, mask=inside, other=0.0) * count[:, None]
+    everything = tl.maximum(tl.sum(total, axis=0), 1.0)
+    center = tl.sum(weighted, axis=0) / everything
+    sum_squares = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    residue = tl.zeros((BLOCK_N, BLOCK_C), ACC)  # what rounding left out of the mean
+    for start in range(0, parts, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
+        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+        count = tl.load(counts + n, mask=n < parts, other=0.0)
+        distance = tl.load(means + at, mask=inside, other=0.0) - center[None, :]
+        sum_squares += tl.load(squares + at, mask=inside, other=0.0)
+        sum_squares += distance * distance * count[:, None]
+        residue += distance * count[:, None]
+    correction = tl.sum(residue, axis=0) / everything
+    m2 = tl.sum(sum_squares, axis=0) - correction * correction * everything
+    center += correction
+    if MOVED:
+        center += _origin(u, s, c, CHANNELS, SKIP, ACC)
+    tl.store(mean + c, center, mask=c < CHANNELS)
+    tl.store(square + c, tl.maximum(m2, 0.0) / divisor, mask=c < CHANNELS)
+
+
+@triton.jit
+def _per_channel(values, c, CHANNELS: tl.constexpr, ACC: tl.constexpr):
+    return tl.load(values + c, mask=c < CHANNELS, other=0.0).to(ACC)[None, None, :]
+
+
+@triton.jit
+def _apply_kernel(
+    u, s, weight, bias, mean, var, result, eps, slope, count, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC)
+        y = (x + shared) * scale + shift
+        y = tl.where(y > 0, y, y * slope)
+        tl.store(result + at, y.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_sums_kernel(
+    grad, u, s, weight, bias, mean, var, sums, products, eps, slope, count, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    product = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+        g = tl.where(x * scale + shift > 0, g, g * slope)
+        total += tl.sum(g, axis=0)
+        product += tl.sum(g * (x * inverse), axis=0)
+    line = tl.program_id(0).to(tl.int64) * CHANNELS + c
+    tl.store(sums + line, tl.sum(total, axis=0), mask=c < CHANNELS)
+    tl.store(products + line, tl.sum(product, axis=0), mask=c < CHANNELS)
+
+
+@triton.jit
+def _backward_kernel(
+    grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds, eps, slope,
+    count, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    shared, clip_at, clip_live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
+    shift = _per_channel(bias, c, CHANNELS, ACC)
+    mean_g = _per_channel(mean_sum, c, CHANNELS, ACC)
+    mean_gx = _per_channel(mean_product, c, CHANNELS, ACC)
+    clip_sum = tl.zeros((1, BLOCK_P, BLOCK_C), ACC)
+    for start in range(0, frames, BLOCK_T):
+        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+        inside = live & (c < CHANNELS)[None, None, :]
+        at = row * CHANNELS + c[None, None, :]
+        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+        g = tl.where(x * scale + shift > 0, g, g * slope)
+        dx = scale * (g - mean_g - x * inverse * mean_gx)
+        tl.store(du + at, dx.to(du.dtype.element_ty), mask=inside)
+        if SKIP:
+            clip_sum += tl.sum(tl.where(inside, dx, 0.0), axis=0)[None, :, :]
+    if SKIP:
+        tl.store(ds + clip_at, clip_sum.to(ds.dtype.element_ty), mask=clip_live)
+
+
+def _lay_out(
+    u: Tensor, s: Tensor | None
+) -> tuple[tuple[int, int, int, int], dict[str, Any], tuple[int, int]]:
+    """(pixels of all clips, frames, pixels of a clip, rows), tile sizes, and grid.
+
+    Without s there is one clip, of as many pixels as occupy a GPU; its last frame is not complete.
+    """
+    frames, channels, height, width = u.shape
+    rows = frames * height * width
+    if capability(u) is None:
+        # As few and large tiles as Triton allows: the interpreter's time goes by their number.
+        tile, most = {"BLOCK_C": block(channels, 1, 128)}, rows
+        room = 2**19 // tile["BLOCK_C"]
+    else:
+        tile = {"BLOCK_T": 4, "BLOCK_C": block(channels, 16, 64), "num_warps": 4}
+        room = 1024 // tile["BLOCK_C"]
+        most = room * max(1, 2048 // triton.cdiv(max(1, channels), tile["BLOCK_C"]))
+    if s is None:
+        pixels = count = max(1, min(rows, most))
+        frames = triton.cdiv(rows, pixels)
+    else:
+        pixels, count = height * width, s.shape[0] * height * width
+        frames //= max(1, s.shape[0])
+    tile["BLOCK_P"] = block(count, 1, room)
+    tile.setdefault("BLOCK_T", block(frames, 1, room // tile["BLOCK_P"]))
+    across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
+    grid = (triton.cdiv(count, tile["BLOCK_P"]) if u.numel() else 0, across)
+    return (count, frames, pixels, rows), tile, grid
+
+
+def options(
+    kernel: str, tile: Tile, sizes: tuple[int, ...], tensor: Tensor, constants: dict[str, Any]
+) -> Options:
+    """What to choose from for a kernel whose tile and sizes :func:`_lay_out` made."""
+    change = [{"BLOCK_T": 8, "num_warps": 8}]
+    tiles = vary(tile, tensor, constants, change, change)
+    return Options(f"norm {kernel}", (*sizes, tensor.shape[1]), tiles)
+
+
+def norm_forward(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The result in three launches, and the mean and biased variance it was normalised with.
+
+    With given statistics it is one launch.
+    """
+    mean, var = call.mean, call.var
+    if mean is None or var is None:
+        mean, var = _statistics(call.u, call.s, call.per_channel)
+    return _apply(call._replace(mean=mean, var=var)), mean, var
+
+
+def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and M2 per channel of u + s, in two launches."""
+    return _statistics(u, s, 1)
+
+
+def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
+    """du, ds, dweight, dbias in two launches."""
+    u, s, weight, bias, mean, var, batch, eps, slope = call
+    x, s_last, g = channels_last(u), None if s is None else channels_last(s), channels_last(grad)
+    sizes, tile, grid = _lay_out(x, s_last)
+    channels = u.shape[1]
+    values = dense((weight, bias, mean, var))
+    constants = arithmetic(u)
+    fixed = {"CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"]}
+    shared = x if s_last is None else s_last
+    parts = mean.new_empty(2, grid[0], channels)
+
+    def run_sums(tile: Tile) -> None:
+        launch(
+            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope,
+            *sizes, **fixed, **tile,
+        )
+
+    tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
+    sums = parts.sum(1)
+    means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
+    du = torch.empty_like(x)
+    ds = None if s_last is None else torch.zeros_like(s_last)
+
+    def run(tile: Tile) -> None:
+        launch(
+            _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
+            du, du if ds is None else ds, eps, slope, *sizes, **fixed, **tile,
+        )
+
+    tuned(options("backward", tile, sizes, x, constants), x, constants, run)
+    ds = None if ds is None or s is None else lie_as(ds, s)
+    dweight, dbias = sums[1].to(weight.dtype, copy=True), sums[0].to(bias.dtype, copy=True)
+    return [lie_as(du, u), ds, dweight, dbias]
+
+
+def _statistics(u: Tensor, s: Tensor | None, divisor: int) -> tuple[Tensor, Tensor]:
+    """Mean and M2 / divisor per channel of u + s, in two launches."""
+    u, s = channels_last(u), None if s is None else channels_last(s)
+    sizes, tile, grid = _lay_out(u, s)
+    channels, constants = u.shape[1], arithmetic(u)
+    like = {"dtype": sum_dtype(u)}
+    counts = u.new_empty(grid[0], **like)
+    means, squares = (u.new_empty(grid[0], channels, **like) for _ in range(2))
+
+    def run(tile: Tile) -> None:
+        launch(
+            _statistics_kernel, grid, u, u if s is None else s, counts, means, squares,
+            *sizes, CHANNELS=channels, SKIP=s is not None, ACC=constants["ACC"], **tile,
+        )
+
+    tuned(options("statistics", tile, sizes, u, constants), u, constants, run)
+    return merge(counts, means, squares, divisor, u, s)
+
+
+def merge(
+    counts: Tensor,
+    means: Tensor,
+    squares: Tensor,
+    divisor: int,
+    u: Tensor | None = None,
+    s: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch.
+
+    With u the parts' means are relative to the first value of u + s.
+    """
+    parts, channels = means.shape
+    mean, square = (means.new_zeros(channels) for _ in range(2))
+    if capability(means) is None:
+        tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
+    else:
+        tile = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
+    launch(
+        _merge_kernel, (triton.cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
+        counts, means, squares, means if u is None else u, means if s is None else s,
+        mean, square, parts, float(divisor), CHANNELS=channels, MOVED=u is not None,
+        SKIP=s is not None, ACC=arithmetic(means)["ACC"], **tile,
+    )
+    return mean, square
+
+
+def _apply(call: Norm) -> Tensor:
+    """The activation of the normalised u + s, in one launch."""
+    u, s, weight, bias, mean, var, _batch, eps, slope = call
+    x, s = channels_last(u), None if s is None else channels_last(s)
+    sizes, tile, grid = _lay_out(x, s)
+    result, constants = torch.empty_like(x), arithmetic(u)
+    values = dense((weight, bias, mean, var))
+
+    def run(tile: Tile) -> None:
+        launch(
+            _apply_kernel, grid, x, x if s is None else s, *values, result, eps, slope,
+            *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=constants["ACC"], **tile,
+        )
+
+    tuned(options("apply", tile, sizes, x, constants), x, constants, run)
+    return lie_as(result, u)

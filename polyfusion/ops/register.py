@@ -1,0 +1,233 @@
+"""Register an operator once: schema, fake, autograd, and a backward that is an operator too.
+
+The backward operator is differentiable: its own gradient recomputes with the operator's plain
+PyTorch form, so gradients of any order are right.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef, custom_op
+
+from polyfusion.dispatch import backend
+
+
+def define(
+    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]
+) -> CustomOpDef:
+    """Define ``polyfusion::name``, computed by ``run``; ``fake`` makes its results without values.
+
+    Both take the arguments of the schema in its order.
+    """
+    operator = custom_op(f"polyfusion::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    return operator
+
+
+def register(
+    name: str,
+    operands: str,
+    constants: str = "",
+    *,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Sequence[Tensor | None]],
+    eager: Callable[..., Tensor],
+    returns: str = "Tensor",
+    saved: str = "",
+    keep: Callable[..., Sequence[Any]] = lambda ctx, constants, result: (),
+    others: Callable[[Any, Tensor], Sequence[Tensor | None]] | None = None,
+    fake_backward: Callable[..., list[Any]] | None = None,
+) -> CustomOpDef:
+    """Register ``polyfusion::name`` and ``polyfusion::name_backward``; return the former.
+
+    Its first result is differentiable in the operands. They are saved, and nothing else but what
+    ``keep`` returns.
+
+    Args:
+        name: the operator's name.
+        operands: schema of the inputs that have gradients.
+        constants: schema of the other inputs; ``str kernels`` follows them.
+        forward: ``(*operands, *constants, kernels) -> result``.
+        fake: ``(*operands, *constants) -> result`` without values.
+        backward: ``(grad, *operands, *saved, needs, kernels) -> gradients`` of the operands in one
+            flat list; what stands where ``needs`` is false is left out.
+        eager: ``(*operands, *saved) -> first result`` in plain PyTorch.
+        returns: schema of the results.
+        saved: schema of what the backward needs beside the operands.
+        keep: ``(ctx, constants, result) -> saved``; may tell autograd more by its ``ctx``.
+        others: ``(ctx, grad) -> gradients`` of the constants, None where they have none.
+        fake_backward: ``(*operands) -> gradients`` without values; contiguous by default.
+    """
+    count = len(operands.split(", "))
+    number = len(constants.split(", ")) if constants else 0
+
+    def run_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        needs = arguments[-2]
+        grads = backward(grad, *arguments)
+        pairs = zip(grads, needs, strict=True)
+        return [g if need and g is not None else grad.new_empty(0) for g, need in pairs]
+
+    def run_fake_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+        needs, inputs = arguments[-2], arguments[:count]
+        if fake_backward is not None:
+            grads = fake_backward(*inputs)
+        else:
+            grads = [x.new_empty(x.shape) for x in flatten(inputs)]
+        return [g if need else grad.new_empty(0) for g, need in zip(grads, needs, strict=True)]
+
+    given = ", ".join(filter(None, (operands, constants, "str kernels")))
+    kept = ", ".join(filter(None, ("Tensor grad", operands, saved, "bool[] needs, str kernels")))
+    forward_op = define(
+        name, f"({given}) -> {returns}", forward, lambda *arguments: fake(*arguments[:-1])
+    )
+    backward_op = define(
+        f"{name}_backward", f"({kept}) -> Tensor[]", run_backward, run_fake_backward
+    )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *values, ctx.kernels = inputs
+        store(ctx, [*values[:count], *keep(ctx, values[count:], output)])
+
+    def first_order(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, ...]:
+        values = restore(ctx)
+        needs = flatten(ctx.needs_input_grad[:count])
+        grads = backward_op(grad, *values, needs, ctx.kernels) if any(needs) else needs
+        grads = [g if need else None for g, need in zip(grads, needs, strict=True)]
+        rest = [None] * number if others is None else others(ctx, grad)
+        return (*nest(grads, values[:count]), *rest, None)
+
+    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        *values, ctx.needs, _kernels = inputs
+        store(ctx, values)
+
+    def second_order(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ...]:
+        higher = torch.is_grad_enabled()
+        grad, *values = restore(ctx)
+        inputs, rest = values[:count], values[count:]
+        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+            grad, *flat = aliases = [_alias(x) for x in (grad, *flatten(inputs))]
+            result = eager(*nest(flat, inputs), *rest)
+            wanted = [x for x, need in zip(flat, ctx.needs, strict=True) if need]
+            along = [x for x, need in zip(cotangents, ctx.needs, strict=True) if need]
+            first = torch.autograd.grad(
+                result, wanted, grad[..., : result.shape[-1]], create_graph=True
+            )
+            present = [x for x in aliases if x is not None]
+            found = iter(
+                torch.autograd.grad(first, present, along, create_graph=higher, allow_unused=True)
+            )
+        second = [None if x is None else next(found) for x in aliases]
+        return (second[0], *nest(second[1:], inputs), *[None] * (len(rest) + 2))
+
+    forward_op.register_autograd(first_order, setup_context=save)
+    backward_op.register_autograd(second_order, setup_context=save_backward)
+    return forward_op
+
+
+def register_fusion(
+    name: str, operands: str, eager: Any, outputs: Callable[..., int]
+) -> CustomOpDef:
+    """Register a fused fusion operator: the one adapter between it and every backend's kernel.
+
+    Args:
+        name: the operator's name, ``<form>_fusion``.
+        operands: schema of its differentiable operands, the views first. Noise and ``kernels``
+            follow them.
+        eager: the module of :mod:`polyfusion.kernels.eager` with ``<form>_forward``; in the other
+            backends the module of the same name has it and ``<form>_backward`` too.
+        outputs: the number m of outputs, given the operands.
+    """
+    form, stem = name.removesuffix("_fusion"), eager.__name__.rpartition(".")[2]
+    count = len(operands.split(", "))
+
+    def forward(*arguments: Any) -> Tensor:
+        *inputs, kernels = arguments
+        return getattr(backend(kernels, stem), f"{form}_forward")(*inputs)
+
+    def backward(*arguments: Any) -> list[Tensor]:
+        *inputs, kernels = arguments
+        return getattr(backend(kernels, stem), f"{form}_backward")(*inputs)
+
+    def fake(*arguments: Any) -> Tensor:
+        *inputs, noise = arguments
+        views = inputs[0]
+        leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
+        width = outputs(*inputs) + (0 if noise is None else noise.shape[-1])
+        return views[0].new_empty((*leading, width))
+
+    def keep(ctx: Any, constants: Sequence[Tensor | None], result: Tensor) -> Sequence[Any]:
+        (noise,) = constants
+        ctx.width = result.shape[-1] - (0 if noise is None else noise.shape[-1])
+        return ()
+
+    def noise_gradient(ctx: Any, grad: Tensor) -> Sequence[Tensor | None]:
+        return [grad[..., ctx.width :] if ctx.needs_input_grad[count] else None]
+
+    return register(
+        name,
+        operands,
+        "Tensor? noise",
+        forward=forward,
+        fake=fake,
+        backward=backward,
+        eager=getattr(eager, f"{form}_forward"),
+        keep=keep,
+        others=noise_gradient,
+    )
+
+
+def store(ctx: Any, values: Sequence[Any]) -> None:
+    """Save tensors, also inside lists, for the backward; and the other values beside them."""
+    tensors: list[Tensor] = []
+    ctx.plan = []  # what is no tensor, and in place of what is, how many tensors to take
+    for x in values:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+            ctx.plan.append(_ONE)
+        elif isinstance(x, (list, tuple)):
+            tensors.extend(x)
+            ctx.plan.append([len(x)])
+        else:
+            ctx.plan.append(x)
+    ctx.save_for_backward(*tensors)
+
+
+def restore(ctx: Any) -> list[Any]:
+    """The values that :func:`store` saved."""
+    tensors = iter(ctx.saved_tensors)
+    values = []
+    for x in ctx.plan:
+        if x is _ONE:
+            values.append(next(tensors))
+        elif isinstance(x, list):
+            values.append([next(tensors) for _ in range(*x)])
+        else:
+            values.append(x)
+    return values
+
+
+_ONE = object()
+
+
+def flatten(operands: Sequence[Any]) -> list[Any]:
+    """The operands, and those inside lists, in one list."""
+    return [x for item in operands for x in (item if isinstance(item, (list, tuple)) else [item])]
+
+
+def nest(flat: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """The inverse of :func:`flatten` for operands nested as in ``like``."""
+    values, nested = iter(flat), []
+    for item in like:
+        lists = isinstance(item, (list, tuple))
+        nested.append([next(values) for _ in item] if lists else next(values))
+    return nested
+
+
+def _alias(x: Tensor | None) -> Any:
+    """A tensor of its own in the graph: inputs made from each other are not counted twice."""
+    if x is None:
+        return None
+    return x.view_as(x) if x.requires_grad else x.detach().requires_grad_()

@@ -1,0 +1,128 @@
+"""What every fusion operator does with its arguments first: autocast and validation.
+
+Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m outputs, n noise.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyfusion.dispatch import DTYPES
+
+
+def autocast(*arguments: Any) -> tuple[Any, ...]:
+    """Cast floating tensors, also inside lists, to the autocast dtype where autocast is enabled.
+
+    Doubles stay doubles, as in PyTorch's own autocast. Sequences come back as lists.
+    """
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, (list, tuple, torch.nn.ParameterList)):
+            return [cast(item) for item in value]
+        if not isinstance(value, Tensor) or value.dtype == torch.float64:
+            return value
+        device = value.device.type
+        if not value.is_floating_point() or not torch.amp.is_autocast_available(device):
+            return value
+        if torch.is_autocast_enabled(device):
+            return value.to(torch.get_autocast_dtype(device))
+        return value
+
+    return tuple(cast(argument) for argument in arguments)
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as a plain tuple, for messages."""
+    return tuple(tensor.shape)
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless the operators support the dtype."""
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"{name} has dtype {tensor.dtype}, expected one of {expected}")
+
+
+def check_shape(name: str, value: Any, letters: str, expected: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is a tensor of the expected shape."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor {letters}, got {type(value).__name__}")
+    if shape_of(value) != expected:
+        raise ValueError(
+            f"{name} has shape {shape_of(value)}, expected {letters} = {tuple(expected)}"
+        )
+
+
+def check_views(views: Sequence[Tensor]) -> tuple[int, ...]:
+    """Check the views and return the leading sizes of the result: (B, T), or (B,) without frames.
+
+    Each view is (B, T, d_v), or (B, d_v) if it is constant over the clip.
+    """
+    if isinstance(views, Tensor) or len(views) < 2:
+        count = "one tensor" if isinstance(views, Tensor) else f"{len(views)}"
+        raise ValueError(f"views: expected a sequence of at least 2 tensors, got {count}")
+    for v, view in enumerate(views):
+        if not isinstance(view, Tensor) or view.ndim not in (2, 3):
+            got = shape_of(view) if isinstance(view, Tensor) else type(view).__name__
+            raise ValueError(f"views[{v}]: expected (B, T, d) or (B, d), got {got}")
+    batch = views[0].shape[0]
+    frames = next((view.shape[1] for view in views if view.ndim == 3), None)
+    for v, view in enumerate(views):
+        if view.shape[0] != batch or (view.ndim == 3 and view.shape[1] != frames):
+            want = (batch, frames) if view.ndim == 3 else (batch,)
+            letters = "(B, T, ...)" if view.ndim == 3 else "(B, ...)"
+            raise ValueError(
+                f"views[{v}] has shape {shape_of(view)}, expected {letters} with "
+                f"{', '.join(f'{x} = {y}' for x, y in zip('BT', want, strict=False))} "
+                "as in the other views"
+            )
+    return (batch,) if frames is None else (batch, frames)
+
+
+def check_list(name: str, tensors: Sequence[Tensor], count: int) -> None:
+    """Raise ``ValueError`` unless there is one tensor per view."""
+    if isinstance(tensors, Tensor) or len(tensors) != count:
+        got = "one tensor" if isinstance(tensors, Tensor) else f"{len(tensors)}"
+        raise ValueError(f"{name}: expected one tensor for each of the {count} views, got {got}")
+
+
+def check_matrix(name: str, value: Any, letters: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is a matrix."""
+    if not isinstance(value, Tensor) or value.ndim != 2:
+        got = shape_of(value) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected a matrix {letters}, got {got}")
+
+
+def check_noise(noise: Tensor | None, leading: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless the noise has the leading sizes of the result."""
+    if noise is None:
+        return
+    letters = "(B, T, n)" if len(leading) == 2 else "(B, n)"
+    if not isinstance(noise, Tensor) or noise.ndim != len(leading) + 1:
+        got = shape_of(noise) if isinstance(noise, Tensor) else type(noise).__name__
+        raise ValueError(f"noise: expected {letters} with leading sizes {leading}, got {got}")
+    check_shape("noise", noise, letters, (*leading, noise.shape[-1]))
+
+
+def check_alike(**arguments: Any) -> None:
+    """Raise ``ValueError`` unless all tensors are floating, of one dtype and on one device."""
+    named: list[tuple[str, Tensor]] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            named.append((name, value))
+        elif value is not None:
+            named.extend((f"{name}[{i}]", item) for i, item in enumerate(value))
+    first_name, first = named[0]
+    check_dtype(first_name, first)
+    for name, value in named:
+        if value.dtype != first.dtype:
+            raise ValueError(
+                f"{name} has dtype {value.dtype}, expected {first.dtype} as {first_name}; "
+                "cast them to one dtype or use torch.autocast"
+            )
+        if value.device != first.device:
+            raise ValueError(
+                f"{name} is on {value.device}, expected {first.device} as {first_name}"
+            )

@@ -1,0 +1,108 @@
+"""Which kernels serve a call, and what is said when they cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from polyfusion import info, ops
+from polyfusion.dispatch import DTYPES, KernelsUnavailable, resolve
+from tests.library.helpers import FORMS, make_problem
+
+CPU = [torch.zeros(1)]
+
+
+def run(code: str, interpret: str | None) -> str:
+    """What a fresh interpreter without a GPU prints."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if interpret is not None:
+        environment["TRITON_INTERPRET"] = interpret
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_auto_is_eager_on_cpu():
+    assert resolve("auto", CPU) == "eager"
+    assert resolve("eager", CPU) == "eager"
+
+
+def test_unknown_choice():
+    with pytest.raises(ValueError, match="kernels='fast': expected one of 'auto', 'eager'"):
+        resolve("fast", CPU)
+
+
+def test_unsupported_call():
+    assert resolve("auto", CPU, unsupported="too odd") == "eager"
+    with pytest.raises(KernelsUnavailable, match="kernels='triton': too odd"):
+        resolve("triton", CPU, unsupported="too odd")
+
+
+def test_no_interpreter_when_asked_not_to():
+    code = (
+        "import torch, polyfusion\n"
+        "from polyfusion.dispatch import triton_problem\n"
+        "print(triton_problem())"
+    )
+    assert "set TRITON_INTERPRET=1" in run(code, "0")
+    assert run(code, None).strip() == "None"
+
+
+def test_triton_imported_too_early():
+    code = (
+        "import triton, polyfusion\n"
+        "from polyfusion.dispatch import triton_problem\n"
+        "print(triton_problem())"
+    )
+    assert "import polyfusion first" in run(code, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("form", FORMS)
+def test_fused_choice_is_taken(form, monkeypatch):
+    """An explicit choice reaches the fused operator and says once that it is interpreted."""
+    from polyfusion.kernels.triton import common
+
+    launched = []
+    original = common.launch
+    for module in ("hadamard", "tucker", "matmul"):
+        monkeypatch.setattr(
+            f"polyfusion.kernels.triton.{module}.launch",
+            lambda kernel, *args, **kw: launched.append(kernel) or original(kernel, *args, **kw),
+        )
+    problem = make_problem(form)
+    problem.fuse("eager")
+    assert not launched
+    problem.fuse("triton")
+    forward = len(launched)
+    assert forward == (2 if form == "tucker" else 1)
+    problem.gradients("triton", torch.ones(2, 3, 21, dtype=torch.double))
+    assert len(launched) - 2 * forward == (4 if form == "tucker" else 2)
+
+
+def test_info():
+    """The report names every operator with what ``auto`` means for it here, and why."""
+    report = info.lines()
+    operators = {name for name in ops.__all__ if name.endswith(("_fusion", "_block"))}
+    assert {*info.FUSED, *info.EAGER_ONLY} == operators | {"norm_activation"}
+    for operator in info.FUSED:
+        line = next(x for x in report if x.split()[:1] == [operator])
+        assert len(line.split()) == 1 + len(info.DTYPES) == 1 + len(DTYPES)
+        assert set(line.split()[1:]) <= {"eager", "triton", "cuda"}
+    for operator in info.EAGER_ONLY:
+        assert any(x.split()[:2] == [operator, "eager"] for x in report)
+    assert any("kernels='cuda'" in line for line in report)
+    if not torch.cuda.is_available():
+        why = report[report.index("Why:") + 1]
+        assert why == (
+            "  float32, bfloat16, float16, float64: on cpu PyTorch is faster, "
+            "the interpreter is for checking"
+        )
+        layers = [x.split() for x in report if " channels on " in x]
+        methods = [x[5] for x in layers]
+        assert methods == ["taps"] * 2 + ["library"] * 7
+        assert max(map(len, report)) < 125

@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all, and errors in one line."""
+
+import pytest
+
+from train.data.prepared import DataError
+from train.errors import UserError, one_line, run
+from train.files import replacing, write_atomically, write_json
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+    path = tmp_path / "notes.txt"
+    write_atomically(path, "α")
+    assert path.read_bytes() == "α".encode()
+
+    def stop() -> None:
+        with replacing(path, durable=True) as temporary:
+            assert temporary.suffix == ".txt"
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert path.read_text() == "α"
+    write_json(path, {"a": 1}, indent=0)
+    assert path.read_text() == '{\n"a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_mistake_is_one_line_whoever_made_it(capsys):
+    def worker() -> None:
+        raise DataError(
+            "Traceback (most recent call last):\n  …\ntrain.data.prepared.DataError: no"
+        )
+
+    assert run(worker) == 2
+    assert capsys.readouterr().err == "error: no\n"
+    assert one_line(UserError()) == "UserError"
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    assert run(stopped, "all is lost") == 130
+    assert capsys.readouterr().err == "stopped; all is lost\n"

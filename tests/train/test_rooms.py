@@ -1,0 +1,27 @@
+"""What imports what: a command loads the rooms that it needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded(module: str) -> set[str]:
+    """The modules of ``train`` that importing ``module`` loads."""
+    code = f"import sys, {module}; print(*[m for m in sys.modules if m.startswith('train')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command", ["train.evaluate", "train.table1.__main__", "train.syncnet", "train.prepare"]
+)
+def test_what_does_not_train_the_system_does_not_import_its_loop(command):
+    modules = loaded(command)
+    assert command in modules
+    assert "train.loop" not in modules
+
+
+def test_the_loop_is_what_the_training_command_loads():
+    assert "train.loop" in loaded("train.__main__")

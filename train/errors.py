@@ -1,0 +1,30 @@
+"""A user's mistakes: one base class, and what a command does with them."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from polyfusion.ops import KernelsUnavailable
+
+
+class UserError(Exception):
+    """A mistake of the user's; its message is the one line to print before exit code 2."""
+
+
+def run(command: Callable[[], Any], stopped: str = "nothing was written") -> int:
+    """Call ``command`` and return the exit code; ``stopped`` is what to say after Ctrl-C."""
+    try:
+        command()
+    except (UserError, KernelsUnavailable) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; {stopped}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the traceback that one of a loader's worker comes with."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return line.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+    """Give a new name beside ``path`` to write to; the file gets its name when the block ends.
+
+    The new name keeps the suffix, for those who choose a format by it. If the block raises,
+    ``path`` stays what it was. ``durable`` waits until the content is on the disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write ``content``, text as UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2) -> None:
+    """Write JSON values."""
+    write_atomically(path, json.dumps(values, indent=indent) + "\n")
+
+
+def as_json(values: Any) -> Any:
+    """``values`` as plain JSON values; paths become strings, tuples lists."""
+    return json.loads(json.dumps(values, default=str))

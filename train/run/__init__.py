@@ -1,0 +1,1 @@
+"""What a training run leaves: its directory, checkpoint, pictures, curves and profile."""

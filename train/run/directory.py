@@ -1,0 +1,119 @@
+"""The run directory: configuration, environment, metrics.jsonl and TensorBoard logs.
+
+RUN/config.json             the resolved configuration
+RUN/environment.json        versions, device and command line
+RUN/metrics.jsonl           one object a line: step, then every metric of that step
+RUN/tensorboard/            the same for TensorBoard
+RUN/checkpoint.safetensors  the last checkpoint
+RUN/samples/                picture grids and videos
+"""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import polyfusion
+from train.config import CONFIG_FILE, TrainConfig
+from train.errors import UserError
+from train.files import write_atomically, write_json
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def claim_directory(config: TrainConfig) -> Path:
+    """Make the directory of a new run; :class:`UserError` if it already holds something."""
+    if config.out is None:
+        runs = Path("runs")
+        runs.mkdir(exist_ok=True)
+        number = 1
+        name = config.fusion if config.system == "polyfusion" else config.system
+        while True:
+            out = runs / f"{name}-{number}"
+            try:
+                out.mkdir()
+                return out
+            except FileExistsError:
+                number += 1
+    out = config.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        occupied = any(out.iterdir())
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot make this directory ({error.strerror})") from None
+    if occupied:
+        hint = f"go on with it: --resume {out}" if (out / CONFIG_FILE).exists() else "not a run"
+        raise UserError(f"--out {out}: not empty ({hint}); or choose another directory")
+    return out
+
+
+def write_record(run: Path, config: TrainConfig, device: torch.device) -> None:
+    """Write the configuration and the environment of this process."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "polyfusion": polyfusion.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda,
+        "device": str(device),
+        "gpu": gpu,
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    write_json(run / CONFIG_FILE, config.to_dict())
+    write_json(run / "environment.json", environment)
+
+
+class MetricsLog:
+    """Write metrics.jsonl and TensorBoard. ``start`` > 0 first drops what lies after that step."""
+
+    def __init__(self, run: Path, start: int = 0):
+        path = run / METRICS_FILE
+        kept = [line for line in read_metrics(run) if line["step"] <= start] if start else []
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one line; floats are rounded to 6 significant digits."""
+        line: dict[str, Any] = {"step": step}
+        line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the lines of metrics.jsonl; a line cut short by a kill is left out."""
+    lines = []
+    path = run / METRICS_FILE
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def stalled(run: Path, patience: int, step: int) -> bool:
+    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before.
+
+    Those after ``step`` do not count: a killed run logged them and kept no checkpoint.
+    """
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    found = [line["val/psnr"] for line in lines if "val/psnr" in line]
+    return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])
