@@ -33,7 +33,6 @@ from train.data.batches import by_turns, open_set
 from train.data.landmarks import choose
 from train.data.media import read_media
 from train.data.prepared import PreparedSet, read_manifest
-from train.data.source import find_data
 from train.device import Batch, clip_to_device, pick_device
 from train.errors import UserError, run
 from train.files import as_json, write_json
@@ -45,6 +44,7 @@ from train.metrics.table import COLUMNS, NO_READER, Meters, Pair, Row, Tally, to
 from train.metrics.weights import claim_file
 from train.run.checkpoint import load_run
 from train.run.samples import to_uint8
+from train.source import find_data
 
 EVALUATION_FILE = "evaluation.json"
 GENERATED = "generated"  # the title of the row of a model or of videos

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from train.config import TrainConfig
 from train.data.batches import StepSampler, by_turns, make_loader, open_set
 from train.data.prepared import PreparedSet, read_alignment
-from train.data.source import find_data
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
 from train.metrics.quality import psnr
@@ -29,6 +28,7 @@ from train.run.curves import write_curves
 from train.run.directory import MetricsLog, claim_directory, stalled, write_record
 from train.run.profile import Profile, check_steps
 from train.run.samples import write_comparison, write_grid
+from train.source import find_data
 from train.trainer import BaseTrainer, make_trainer
 from train.trainer.losses import bottom_half, l1_loss
 

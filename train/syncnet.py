@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from train.config import PRESETS, check_sizes
 from train.data.prepared import DataError, PreparedSet
-from train.data.source import find_data
 from train.device import pick_device
 from train.errors import UserError, run
 from train.files import as_json
@@ -34,6 +33,7 @@ from train.metrics.mfcc import mfcc
 from train.metrics.sync import FPS, MIN_FRAMES, SAMPLE_RATE, SHIFT, STRIDE, sync_scores
 from train.metrics.syncnet import OURS, OurSyncNet, mfcc_windows
 from train.metrics.weights import claim_file, freeze, save_network
+from train.source import find_data
 
 MARGIN = 10  # frames cut off both ends of a held-out clip, the greatest shift tried
 

@@ -26,10 +26,10 @@ from pathlib import Path
 import torch
 
 from train.data.batches import open_set
-from train.data.source import find_data
 from train.errors import UserError, run
 from train.files import as_json, write_json
 from train.jobs import JobFailed
+from train.source import find_data
 from train.table1.config import Table1Config, parse
 from train.table1.report import SETTINGS_FILE, write_report, write_table
 from train.table1.rows import ROWS
