@@ -205,9 +205,10 @@ class TrainConfig:
         check_sizes(self, POSITIVE, NOT_NEGATIVE)
         if not self.code_rate > 0:
             raise UserError(f"--code-rate {self.code_rate}: expected a positive number")
-        for name in ("balance", "average"):
-            if not 0 <= getattr(self, name) <= 1 - (name == "average") * 1e-6:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected a share from 0 to 1")
+        if not 0 <= self.balance <= 1:
+            raise UserError(f"--balance {self.balance}: expected a share from 0 to 1")
+        if not 0 <= self.average < 1:
+            raise UserError(f"--average {self.average}: expected a share from 0 to below 1")
         if not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal {self.anneal}: expected a share between 0 and 1")
         if not 0 <= self.deblur_share < 1:

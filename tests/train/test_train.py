@@ -137,6 +137,8 @@ def test_not_a_number_stops_the_run_and_keeps_the_checkpoint(data, tmp_path, mon
     [
         (["--data", "nowhere"], "does not exist"),
         (["--steps", "0"], "--steps 0"),
+        (["--balance", "1.5"], "--balance 1.5: expected a share from 0 to 1"),
+        (["--average", "1"], "--average 1.0: expected a share from 0 to below 1"),
         (["--frames", "3"], "--frames 3"),
         (["--model.height", "100"], "multiples of"),
         (["--loss.l1", "-1"], "loss.l1"),
