@@ -1,9 +1,12 @@
 """What imports what: a command loads the rooms that it needs."""
 
+import pkgutil
 import subprocess
 import sys
 
 import pytest
+
+from train import data
 
 
 def loaded(module: str) -> set[str]:
@@ -25,3 +28,10 @@ def test_what_does_not_train_the_system_does_not_import_its_loop(command):
 
 def test_the_loop_is_what_the_training_command_loads():
     assert "train.loop" in loaded("train.__main__")
+
+
+def test_data_imports_no_command():
+    rooms = [f"train.data.{room.name}" for room in pkgutil.iter_modules(data.__path__)]
+    modules = loaded(", ".join(rooms))
+    assert modules.issuperset(rooms)
+    assert modules.isdisjoint({"train.config", "train.prepare", "train.source"})
