@@ -1,6 +1,6 @@
-"""Reads and writes media files with PyAV: talking-face clips, sound alone, photos, result videos.
+"""Read and write media files with PyAV: talking-face clips, sound alone, photos, result videos.
 
-Decoding uses one thread: clips are short, and `train.prepare` already fills the cores with files.
+Decoding uses one thread: clips are short, and ``train.prepare`` already fills the cores with files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MediaError(UserError):
 def read_media(
     path: str | os.PathLike[str], sample_rate: int
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Decodes the first video and the first audio stream of a file.
+    """Decode the first video and the first audio stream of a file.
 
     Args:
         path: anything FFmpeg reads.
@@ -85,9 +85,9 @@ def read_media(
 
 
 def read_audio(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
-    """Decodes the first audio stream of a sound or video file to (N,) float32 mono in [-1, 1].
+    """Decode the first audio stream of a sound or video file to (N,) float32 mono in [-1, 1].
 
-    Raises `MediaError` as `read_media` does.
+    Raises :class:`MediaError` as :func:`read_media` does.
     """
     with _open(path) as container:
         if not container.streams.audio:
@@ -101,7 +101,7 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a photo as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation."""
+    """Read a photo as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation."""
     data = np.frombuffer(_existing(path).read_bytes(), dtype=np.uint8)
     image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if image is None:
@@ -116,14 +116,14 @@ def write_video(
     audio: np.ndarray | None = None,
     sample_rate: int | None = None,
 ) -> None:
-    """Writes an MP4 that browsers, phones and players show: H.264 yuv420p, AAC, index first.
+    """Write an MP4 that browsers, phones and players show: H.264 yuv420p, AAC, index first.
 
     Args:
         path: the .mp4 to write; it appears complete or not at all.
         frames: (T, 3, H, W) or (T, H, W, 3) uint8 RGB. Odd sizes are padded by one edge pixel.
         fps: frames per second.
         audio: (N,) float in [-1, 1], mono; resampled to 48 kHz.
-        sample_rate: Hz, needed with `audio`.
+        sample_rate: Hz, needed with ``audio``.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]) or not len(frames):
@@ -183,7 +183,7 @@ def _video_stream(container: Any, width: int, height: int, fps: float) -> Any:
 
 
 class _Sound:
-    """Collects decoded audio frames as mono float chunks at the stream's own rate."""
+    """Decoded audio frames, collected as mono float chunks at the stream's own rate."""
 
     def __init__(self) -> None:
         self.chunks: list[np.ndarray] = []
@@ -203,7 +203,7 @@ class _Sound:
         return sum(map(len, self.chunks)) / self.rate if self.rate else 0.0
 
     def samples(self, rate: int, start: float, count: int | None = None) -> np.ndarray:
-        """The sound from time `start` at `rate` Hz, padded or cut to `count` samples if given."""
+        """The sound from time ``start`` at ``rate`` Hz, padded or cut to ``count`` samples."""
         if not self.chunks:
             return np.zeros(count or 0, dtype=np.float32)
         audio = np.concatenate(self.chunks)
