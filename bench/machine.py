@@ -72,22 +72,39 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+#: FLOP/s at which a product is left at a small size.
+SLOW_PRODUCT = 5e9
+
+
 def ceilings(device: torch.device) -> dict[str, float]:
     """FLOP/s of a square matrix product per dtype, B/s of a copy; the best of several runs."""
     on_gpu = device.type == "cuda"
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        n = 8192 if on_gpu else 1024
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        ways: list[Callable[[], Any]] = [functools.partial(torch.mm, a, b)]
-        if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            ways.append(functools.partial(_onednn, a, b))  # MKL is slow on AMD processors
-        found[str(dtype).removeprefix("torch.")] = 2 * n**3 / min(map(_best_seconds(device), ways))
+        best = _product_flops(8192, dtype, device) if on_gpu else 0.0
+        for n in () if on_gpu else (256, 1024):
+            best = max(best, _product_flops(n, dtype, device))
+            if best < SLOW_PRODUCT:  # a processor without this arithmetic: seconds at 1024
+                break
+        found[str(dtype).removeprefix("torch.")] = best
     source = torch.empty((1 << 30 if on_gpu else 1 << 27), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = functools.partial(target.copy_, source)
     found["copy"] = 2 * source.numel() / _best_seconds(device)(copy)
     return found
+
+
+def _product_flops(n: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the fastest product of two (n, n) matrices that there is here."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    ways: list[Callable[[], Any]] = [functools.partial(torch.mm, a, b)]
+    if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        ways.append(functools.partial(_onednn, a, b))  # MKL is slow on AMD processors
+    seconds = []
+    for way in ways:
+        with contextlib.suppress(RuntimeError):  # oneDNN has no bf16 for every processor
+            seconds.append(_best_seconds(device)(way))
+    return 2 * n**3 / min(seconds)
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:

@@ -20,58 +20,64 @@ class ModelConfig:
     """Every size of the system. The defaults reproduce the paper's parameter counts."""
 
     height: int = 128
-    """Frame height, pixels."""
+    """Height of a frame, in pixels."""
     width: int = 96
-    """Frame width, pixels."""
+    """Width of a frame, in pixels."""
     depth: int = 5
-    """Stride-2 stages of the identity encoder and the generator."""
+    """Number of stages of the identity encoder and the generator, each of which halves or doubles
+    the resolution."""
     base_channels: int = 64
-    """Channels at half resolution; they double with every stage. Speech2Vid's scale with it."""
+    """Number of channels at half resolution, which doubles with every stage; Speech2Vid's scale
+    with it."""
     identity_dim: int = 128
-    """Size d of the identity encoding."""
+    """Size d of the identity code, which the still is encoded as."""
     audio_dim: int = 256
-    """Size a of the audio encoding."""
+    """Size a of the audio code, which the sound of a frame is encoded as."""
     audio_layers: int = 2
-    """Layers of the audio GRU (the paper's text says 1, the published weights have 2)."""
+    """Number of layers of the audio GRU (the paper's text says 1, the published weights have 2)."""
     audio_encoder: Literal["raw", "mel"] = "raw"
-    """What the audio encoder hears: raw windows and a GRU, as published, or log-mel bands with
-    convolutions over time, which learn from few voices and have no audio_layers. Ours."""
+    """Form of the audio encoder: raw feeds windows of the waveform to a GRU, as published; mel, not
+    in the paper, feeds log-mel bands to convolutions over time, which learn from few voices and
+    have no audio_layers."""
     composition: Literal["direct", "mask", "warp"] = "direct"
-    """How a frame is made: drawn as a whole, as published; blended with the still by a mask; or
-    blended with the still after its pixels have been moved. Ours."""
+    """Way to make a frame: direct draws it as a whole, as published; mask blends what is drawn with
+    the still; warp moves the still's pixels first. mask and warp are not in the paper."""
     eyes: bool = False
     """Take the closing of the eyes as an input: measured in training, drawn at random in
-    generated videos, which then blink. Ours."""
+    generated videos, which then blink. Not in the paper."""
     noise_dim: int = 10
-    """Size n of the noise encoding."""
+    """Size n of the noise code of a frame."""
     noise_std: float = 0.33
-    """Standard deviation of the noise fed to its GRU."""
+    """Standard deviation of the noise that the noise GRU is fed with."""
     fused_dim: int = 384
-    """Size m of the joint representation."""
+    """Size m of the joint representation of audio and identity."""
     rank: int = 128
-    """Rank k of CP and CMF; Tucker takes half of each mode instead."""
+    """Rank k of the CP, CMF and tensor-train fusions; the Tucker fusions take half of each size
+    instead."""
     fuse_noise: bool = False
-    """Fuse the noise as a third view instead of concatenating it (multi-view machines). Ours."""
+    """Fuse the noise as a third view instead of concatenating it. Not in the paper."""
     within_view_degree: int = 1
-    """Degree of a polynomial in each view before the fusion (Π-nets); 1 is none. Ours."""
+    """Degree of the polynomial of each view by itself before the fusion (Π-nets); 1 means none.
+    Not in the paper."""
     frame_disc_channels: int = 64
-    """Channels of the frame discriminator at half resolution."""
+    """Number of channels of the frame discriminator at half resolution."""
     sequence_disc: Literal["gru", "patch"] = "gru"
-    """Sequence discriminator: one verdict by a GRU, or the mean of those on patches (MoCoGAN)."""
+    """Form of the sequence discriminator: gru gives one verdict on a clip, as published; patch the
+    mean of the verdicts on pieces of it, by 3-D convolutions (MoCoGAN)."""
     sequence_disc_channels: int = 32
-    """Channels of the sequence discriminator at half resolution."""
+    """Number of channels of the sequence discriminator at half resolution."""
     sequence_dim: int = 256
-    """Features per frame and GRU size of the sequence discriminator."""
+    """Number of features of a frame in the sequence discriminator, and the size of its GRU."""
     sequence_extent: int = 3
-    """Frames seen by each 3-D convolution of the sequence discriminator (odd)."""
+    """Number of frames that each 3-D convolution of the sequence discriminator sees, odd."""
     sync_disc_channels: int = 64
-    """Channels of the synchronisation discriminator at half resolution."""
+    """Number of channels of the synchronisation discriminator at half resolution."""
     sync_dim: int = 128
     """Size of the synchronisation discriminator's embeddings."""
     fps: float = 25.0
-    """Video rate, frames per second."""
+    """Rate of the video, in frames per second."""
     sample_rate: int = 16000
-    """Audio rate, hertz; a multiple of 1000."""
+    """Rate of the sound, in Hz; a multiple of 1000."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -112,7 +118,7 @@ class ModelConfig:
 
     @property
     def snippet_frames(self) -> int:
-        """Frames in a 0.2 s snippet."""
+        """Number of frames in a snippet of 0.2 s."""
         return round(0.2 * self.fps)
 
     def channels(self, base: int) -> list[int]:

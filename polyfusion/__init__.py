@@ -3,8 +3,8 @@
     from polyfusion import ops, nn
     z = ops.cp_fusion([speech, identity], [a2, a3], a1)      # speech (B, T, a), identity (B, d)
 
-`polyfusion.ops` holds the functions, `polyfusion.nn` the modules, and
-`python -m polyfusion.info` says which kernels run on this machine.
+``polyfusion.ops`` holds the functions, ``polyfusion.nn`` the modules, and
+``python -m polyfusion.info`` says which kernels run on this machine.
 """
 
 from polyfusion._interpreter import prefer_interpreter_without_gpu

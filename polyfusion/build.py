@@ -329,8 +329,14 @@ def _demangle(names: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--emulated", action="store_true", help="as host code")
-    parser.add_argument("--resources", action="store_true", help="print what kernels use, as JSON")
+    parser.add_argument(
+        "--emulated",
+        action="store_true",
+        help="build host code, to check the kernels without a GPU",
+    )
+    parser.add_argument(
+        "--resources", action="store_true", help="print every kernel's registers, stack and spills"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.resources:

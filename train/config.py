@@ -74,9 +74,11 @@ class LossConfig:
     """Weight λ₁ of the mean absolute error on the bottom half of the frames."""
     l1_top: float = 0.0
     """Weight of the mean absolute error on the top half of the frames, which the paper leaves to
-    the discriminators. A run of minutes is too short for that: the demo preset sets it."""
+    the discriminators. A run of minutes is too short for that: the presets demo and small set
+    it."""
     l1_mouth: float = 0.0
-    """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Ours."""
+    """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Not in the
+    paper."""
     omega: float = 100.0
     """Weight λ₂ of the Frobenius penalty Ω on the fusion's parameters."""
     penalty: Literal["norm", "sumsq", "meansq", "none"] = "meansq"
@@ -104,17 +106,18 @@ class TrainConfig:
       python -m train --system speech2vid                 the baseline trained with L1 alone
       python -m train --resume runs/cp-1 --steps 2000     go on with a run
 
-    Prepare a set with `python -m train.prepare`. Add --preset paper to --help to see its defaults.
+    Prepare a set with python -m train.prepare. Add --preset paper to --help to see its defaults.
     """
 
     preset: Literal["paper", "small", "demo"] = "paper"
-    """Sizes and schedule to start from: the paper's, or a demo that trains on two CPU cores
-    (default: paper with a GPU, demo without). Every other flag overrides the preset."""
+    """Sizes and schedule to start from: paper, the paper's; small, the paper's frames with a
+    smaller network; or demo, small frames too, for a few minutes of two CPU cores (default: paper
+    with a GPU, demo without). Every other flag overrides the preset."""
     system: Literal["polyfusion", "speech2vid"] = "polyfusion"
     """System to train: polyfusion, the paper's GAN, or speech2vid, the baseline trained with L1
     alone. Of the sizes below, speech2vid uses the frame's, the rates and --model.base-channels."""
     fusion: Fusion = "cp"
-    """Form of the joint representation of audio and identity."""
+    """Form of the fusion, which makes the joint representation of audio and identity."""
     kernels: Kernels = "auto"
     """Kernels that compute the fused operators. An explicit choice works or says why not."""
     data: str = "synthetic"
@@ -147,11 +150,11 @@ class TrainConfig:
     any_still: bool = False
     """Train with any frame of a clip as its still, instead of the first of the frames shown."""
     balance: float = 0.0
-    """How evenly speakers are seen: 0 takes every clip equally often, 1 every speaker; a speaker
-    with n clips is drawn in proportion to n^(1 − balance)."""
+    """Evenness with which speakers are seen: 0 takes every clip equally often, 1 every speaker; a
+    speaker with n clips is drawn in proportion to n^(1 − balance)."""
     average: float = 0.0
-    """Keep a running average of the model's weights that forgets 1 − this share at each step, and
-    use it for validation, samples and evaluation; 0: the weights themselves."""
+    """Share of the running average of the model's weights that is kept at each step. Validation,
+    samples and evaluation use the average; 0 means the weights themselves."""
     lr_generator: float = 1e-4
     """Adam's learning rate for the generator, fusion and encoders."""
     code_rate: float = 1.0
@@ -196,8 +199,8 @@ class TrainConfig:
     profile: bool = False
     """Time the parts of the first 20 steps, print where the time goes and save it with a trace."""
     alignment: Annotated[str, tyro.conf.Suppress] = "none"
-    """How the faces of the set were aligned (`--landmarks` of `train.prepare`), which a still must
-    be too; read from the set."""
+    """How the faces of the set were aligned (``--landmarks`` of ``train.prepare``), which a still
+    must be too; read from the set."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -241,12 +244,12 @@ class TrainConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the configuration as plain JSON values."""
         return as_json(dataclasses.asdict(self))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
-        """The inverse of :meth:`to_dict`."""
+        """Make a configuration of what :meth:`to_dict` returned."""
         values = dict(values)
         values["loss"] = LossConfig(**values["loss"])
         values["model"] = ModelConfig(**values["model"])
@@ -339,12 +342,12 @@ PRESETS = {
 
 
 def default_preset() -> str:
-    """`paper` on a machine with a CUDA device, `demo` on any other."""
+    """Return ``paper`` on a machine with a CUDA device, ``demo`` on any other."""
     return "paper" if torch.cuda.is_available() else "demo"
 
 
 def option(args: list[str], name: str) -> str | None:
-    """The value of ``--name value`` or ``--name=value`` in ``args``."""
+    """Return the value of ``--name value`` or ``--name=value`` in ``args``, if it is there."""
     for i, arg in enumerate(args):
         if arg == name and i + 1 < len(args):
             return args[i + 1]
@@ -396,7 +399,7 @@ def check_objective(config: TrainConfig, default: TrainConfig) -> None:
 
 
 def load_config(run: Path) -> TrainConfig:
-    """The resolved configuration of a run directory."""
+    """Read the resolved configuration of a run directory."""
     path = run / CONFIG_FILE
     try:
         return TrainConfig.from_dict(json.loads(path.read_text()))

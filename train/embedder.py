@@ -44,7 +44,7 @@ class EmbedderConfig:
     """
 
     out: Path
-    """File to write the network to, .safetensors."""
+    """File to write the network to (.safetensors)."""
     data: str = "synthetic"
     """Clips to train on: synthetic (the built-in set) or the directory of a prepared set."""
     steps: int = 400
@@ -58,7 +58,7 @@ class EmbedderConfig:
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Seed of the initialisation, order and augmentation."""
+    """Seed of the initialisation, order of the pictures and changes made to them."""
 
     def __post_init__(self) -> None:
         check_sizes(self, ("steps", "batch_size", "limit"))

@@ -4,8 +4,8 @@
     python -m train.evaluate RUN --ground-truth                 the real clips' own row
     python -m train.evaluate GENERATED.mp4 --real REAL.mp4      videos, or two folders of them
 
-Make the two networks with `python -m train.syncnet` and `python -m train.embedder`; without them
-their columns are dashes. With the extra `faces`, dlib measures mouths, and of real faces blinks and
+Make the two networks with python -m train.syncnet and python -m train.embedder; without them
+their columns are dashes. With the extra faces, dlib measures mouths, and of real faces blinks and
 identity too. The row is printed beside those of the still repeated, the speaker's mean frame and
 the real video, which say what it is worth, and kept with them as RUN/evaluation.json.
 """
@@ -68,11 +68,11 @@ class EvaluateConfig:
     split: Literal["train", "val", "test"] = "test"
     """Split to measure on; the speakers of test are in no other, unless the set has only two."""
     clips: int = 60
-    """Greatest number of clips, every speaker's first one before any second one."""
+    """Greatest number of clips to measure, every speaker's first one before any second one."""
     syncnet: Path | None = None
     """File of our SyncNet, which python -m train.syncnet makes, for AV offset and confidence."""
     published_syncnet: Path | None = None
-    """File of the published SyncNet instead, the state dict syncnet_v2.model."""
+    """File of the published SyncNet, the state dict syncnet_v2.model, to use instead of ours."""
     landmarks: str = "auto"
     """Landmarks that measure mouths, and blinks and identity of real faces: dlib (of the extra
     faces), the path of another 68-point predictor, none, or auto (dlib where it is installed)."""
@@ -82,7 +82,7 @@ class EvaluateConfig:
     """File of our identity embedder, which python -m train.embedder makes, for ACD of the built-in
     faces; real ones are measured by dlib's network where there are landmarks."""
     masked: bool = False
-    """Leave out what AV sync would compare with the silence beyond a clip."""
+    """Leave out of AV sync what it would compare with the silence beyond a clip's ends."""
     out: Path | None = None
     """JSON file to write (default: evaluation.json in the run directory; none for videos)."""
     kernels: Kernels = "auto"
@@ -90,7 +90,7 @@ class EvaluateConfig:
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Seed of the noise; clip i gets that of seed + i."""
+    """Seed of the noise; clip i has that of seed + i."""
 
     def __post_init__(self) -> None:
         if self.clips < 1:

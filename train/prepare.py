@@ -72,28 +72,29 @@ def prepare_grid(
     divided into train, val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of
     3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
     listed; other frame rates are resampled to 25, and remarks say what was done to a clip or is
-    odd about it.
-    Run again, it does only what is missing.
+    odd about it. Run again, the command does only what is missing.
 
     Args:
         raw: Folder that holds s1/, s2/, ... with *.mpg, at any depth.
-        out: Folder to write.
-        sample_rate: Hz, a multiple of 1000. The published GRID model has 40000.
-        size: Height and width of the aligned frames, even.
+        out: Folder to write the prepared set to.
+        sample_rate: Rate of the sound in Hz, a multiple of 1000. The published GRID model has
+            40000.
+        size: Height and width of the aligned frames in pixels, even.
         seed: Seed of the division into splits.
         splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
-        min_frames: Shorter clips are skipped; every intact clip of GRID has 75.
-        landmarks: What places the faces: `dlib`, the 68-point predictor of the extra `faces`, frame
-            by frame (its training pictures exclude commercial use); `haar`, OpenCV's eye detector,
-            coarser; the path of another 68-point predictor (*.dat); or `auto`, dlib where it is
-            installed and haar elsewhere.
-        workers: Processes; one per core if not given.
+        min_frames: Least number of frames; shorter clips are skipped. Every intact clip of GRID has
+            75.
+        landmarks: Source of the points that faces are aligned by: dlib, the 68-point predictor of
+            the extra faces, frame by frame (its training pictures exclude commercial use); haar,
+            OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
+            dlib where it is installed and haar elsewhere.
+        workers: Number of processes; one per core if not given.
 
     Returns:
-        `out`.
+        ``out``.
 
     Raises:
-        DataError: an argument is wrong, `out` holds a set made with other settings, or no clip
+        DataError: an argument is wrong, ``out`` holds a set made with other settings, or no clip
             can be used.
     """
     _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
@@ -170,19 +171,20 @@ def prepare_synthetic(
         out: Folder to write; if it holds the complete set already, nothing is done.
         clips: Number of clips; one of 3 s takes 2.8 MB of disk.
         speakers: Number of different faces and voices.
-        seed: Seed of everything random; the same seed gives the same clips.
-        seconds: Length of a clip.
-        fps: Frames per second.
-        sample_rate: Hz, a multiple of 1000.
-        size: Height and width of the frames, even.
-        motion: Movement of the heads, 0 to 3; 0 holds them still, as alignment frame by frame does.
-        workers: Processes; one per core if not given.
+        seed: Seed of everything that is drawn at random; the same seed gives the same clips.
+        seconds: Length of a clip in seconds.
+        fps: Rate of the video in frames per second.
+        sample_rate: Rate of the sound in Hz, a multiple of 1000.
+        size: Height and width of the frames in pixels, even.
+        motion: Amount of movement of the heads, 0 to 3; 0 holds them still, as alignment of every
+            frame does.
+        workers: Number of processes; one per core if not given.
 
     Returns:
-        `out`.
+        ``out``.
 
     Raises:
-        DataError: an argument is wrong or `out` holds a set made with other settings.
+        DataError: an argument is wrong or ``out`` holds a set made with other settings.
     """
     positive = {"clips": clips, "speakers": speakers, "seconds": seconds, "fps": fps}
     _check(sample_rate, size, seed, positive={**positive, "workers": workers})

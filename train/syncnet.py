@@ -46,7 +46,7 @@ class SyncNetConfig:
     """
 
     out: Path
-    """File to write the network to, .safetensors."""
+    """File to write the network to (.safetensors)."""
     data: str = "synthetic"
     """Clips to train on: synthetic (the built-in set) or the directory of a prepared set of
     25 frames/s and 16 kHz."""

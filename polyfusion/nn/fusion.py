@@ -375,8 +375,8 @@ def make_fusion(
 ) -> _Fusion:
     """Make the fusion layer called ``name``, one of :data:`FUSIONS`.
 
-    Of the options each layer gets those that it takes: ``rank`` is for CP and CMF, ``ranks`` for
-    Tucker, ``kernels`` for all but the unfactored tensor and concatenation, which are PyTorch's.
+    Of the options each layer gets those that it takes: ``rank`` is for CP, CMF and the tensor
+    train, ``ranks`` for the Tucker forms, ``kernels`` for those that have fused kernels.
     Concatenation has Σ d_v outputs, whatever ``out_features`` says; read the result's
     ``out_features``. With a ``within_view_degree`` above 1 the result is a
     :class:`WithinViewFusion`.

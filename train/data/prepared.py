@@ -157,7 +157,7 @@ def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dic
 
 
 def read_alignment(root: str | os.PathLike[str]) -> str:
-    """How the faces of a set were aligned: `haar`, `dlib`, a predictor's path; `none` if drawn."""
+    """Read how a set was aligned: ``haar``, ``dlib`` or a predictor's path; ``none`` if drawn."""
     return str(read_manifest(root).get("settings", {}).get("landmarks", "none"))
 
 
@@ -165,18 +165,18 @@ class PreparedSet(torch.utils.data.Dataset):
     """The clips of one split of a prepared set, cropped to a fixed length.
 
     Args:
-        root: directory made by `python -m train.prepare`.
+        root: directory made by ``python -m train.prepare``.
         split: "train", "val" or "test"; None for all clips.
         size: (H, W) to which frames are reduced by area averaging; None keeps the stored size.
         frames: T, the length of the contiguous crop; shorter clips are left out and counted in
-            `skipped`. None gives whole clips, which only batch if their lengths agree.
-        seed, random_crop, mirror: the crop starts at frame 0, or anywhere with `random_crop`;
-            `mirror` flips left and right with probability 1/2. Both are functions of
+            ``skipped``. None gives whole clips, which only batch if their lengths agree.
+        seed, random_crop, mirror: the crop starts at frame 0, or anywhere with ``random_crop``;
+            ``mirror`` flips left and right with probability 1/2. Both are functions of
             (seed, index) only. Indices count on over the epochs: epoch * len(clips) + index is
-            the clip `index` with that epoch's crop.
-        limit: keep the first `limit` clips only.
+            the clip ``index`` with that epoch's crop.
+        limit: keep the first ``limit`` clips only.
         any_still: give a frame drawn from the whole clip as the item's still, not the crop's first.
-        augment: change every item's picture as `PictureChange` does.
+        augment: change every item's picture as ``PictureChange`` does.
         context: C, frames of sound to give beyond both ends of the crop.
         eyes: give how far the eyes are closed, for sets whose clips know it.
 
@@ -302,7 +302,7 @@ class PreparedSet(torch.utils.data.Dataset):
 
 
 def _eye_closure(file: Any, path: Path, start: int, length: int) -> np.ndarray:
-    """(T,) float32: how far the eyes are closed, 0 (open) to 1; `DataError` if unknown."""
+    """(T,) float32: how far the eyes are closed, 0 (open) to 1; ``DataError`` if unknown."""
     if EYES not in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
         raise DataError(
             f"{path} does not say when eyes are open, which --model.eyes learns from; prepare the "

@@ -53,10 +53,11 @@ class Table1Config:
     """Train and evaluate every row of the paper's Table 1 under one protocol."""
 
     preset: Literal["paper", "demo"] = "paper"
-    """Sizes and budget: the paper's, or a demo for two CPU cores (default: paper with a GPU, demo
-    without)."""
+    """Sizes and budget to start from: the paper's, or a demo for two CPU cores (default:
+    paper with a GPU, demo without). Every other flag overrides the preset."""
     data: str = "synthetic"
-    """`synthetic` (the built-in set) or the directory of a prepared set."""
+    """Clips to train and test on: synthetic (the built-in set) or the directory of a prepared
+    set."""
     out: Path = Path("runs/table1")
     """Directory to write the runs, the table and the report to."""
     rows: tuple[str, ...] = tuple(PAPER_ROWS)
@@ -64,15 +65,15 @@ class Table1Config:
     seeds: int = 3
     """Number of runs of every row; their seeds are 0, 1, …"""
     pretrain_steps: int = 40_000
-    """Training steps of the run with concatenation that pretrains the encoders."""
+    """Number of training steps of the run with concatenation, which pretrains the encoders."""
     steps: int = 40_000
-    """Training steps of every row."""
+    """Number of training steps of every row."""
     batch_size: int = 16
-    """Clips per step."""
+    """Number of clips in a step."""
     frames: int = 75
-    """Frames of a training clip, T."""
+    """Number of frames in a training clip, T."""
     rank: int = 128
-    """Rank k of the CP and CMF fusions."""
+    """Rank k of the cp, cmf and cmf-sr fusions; the Tucker fusion takes half of each size."""
     synthetic_clips: int = 2000
     """Number of clips of the built-in set."""
     synthetic_speakers: int = 2000
