@@ -6,6 +6,8 @@ the still's pixels first, so that lips and jaw travel with their own texture and
 does not show (teeth, the inside of the mouth, eyelids) has to be drawn.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,7 +69,7 @@ def displace(still: Tensor, displacement: Tensor) -> Tensor:
     half precision cannot place a pixel.
     """
     frames, height, width = (displacement.shape[i] for i in (1, 3, 4))
-    like = {"device": still.device, "dtype": torch.float32}
+    like: Any = {"device": still.device, "dtype": torch.float32}
     y = (torch.arange(height, **like) + 0.5) / height
     x = (torch.arange(width, **like) + 0.5) / width
     at = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (H, W, 2), 0 to 1

@@ -2,6 +2,7 @@
 first layer. The same function with fewer multiplications and no statistics."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ def fold(model: TalkingFace) -> TalkingFace:
     fusion returns its k (or k₁) hidden values; dense fusion and concatenation stay as they are.
     """
     folded = copy.deepcopy(model).requires_grad_(False)
-    fusion, generator = folded.fusion, folded.generator
+    fusion: Any = folded.fusion
+    generator = folded.generator
     if not isinstance(generator, Generator):
         raise ValueError("model: already folded")
     weight = generator.first.weight.permute(0, 2, 3, 1).flatten(1)  # (c, h·w·C)

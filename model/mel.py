@@ -5,6 +5,8 @@ those voices. Mel bands are given, and a voice that nobody trained on differs fr
 little more than a shift along them, which training imitates.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,7 +66,7 @@ class LogMel(nn.Module):
 def _another_voice(bands: Tensor) -> Tensor:
     """Bands (B, M, 40) shifted by up to 2.5, stretched by up to 6 %, and coloured."""
     batch, _, count = bands.shape
-    like = {"device": bands.device, "dtype": bands.dtype}
+    like: Any = {"device": bands.device, "dtype": bands.dtype}
     shift = torch.empty(batch, 1, **like).uniform_(-2.5, 2.5)
     stretch = torch.empty(batch, 1, **like).uniform_(0.94, 1.06)
     at = (torch.arange(count, **like) * stretch + shift).clamp(0, count - 1)
