@@ -6,7 +6,6 @@ import os
 import re
 import warnings
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -18,6 +17,7 @@ from PIL import Image
 from train.data.decode import Media, decodable, errors_of, existing, load_media, open_media
 from train.data.limits import Limits, MediaError
 from train.data.sound import Sound
+from train.files import replacing
 
 __all__ = [
     "Limits",
@@ -127,10 +127,12 @@ def write_video(
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
+    options = {"movflags": "+faststart"}
     try:
-        with av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
+        with (
+            replacing(path) as temporary,
+            av.open(str(temporary), "w", format="mp4", options=options) as container,
+        ):
             video = _video_stream(container, frames.shape[2], frames.shape[1], fps)
             sound = (
                 container.add_stream("aac", rate=AAC_RATE, layout="mono") if sample_rate else None
@@ -147,11 +149,8 @@ def write_video(
                 heard.sample_rate, heard.pts = AAC_RATE, 0
                 container.mux(sound.encode(heard))
                 container.mux(sound.encode(None))
-        os.replace(temporary, path)
     except (OSError, av.FFmpegError) as error:
         raise MediaError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _video_stream(container: Any, width: int, height: int, fps: float) -> Any:
