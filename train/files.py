@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: The names that :func:`replacing` gives; the number is the process that writes.
+TEMPORARY = re.compile(r"\..*\.(\d{1,7})\.tmp(\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
@@ -25,6 +29,29 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporaries, in ``folder`` and the folders in it, of processes that were killed.
+
+    Nothing may be about to be replaced there by this process: its number may have been theirs.
+    """
+    for path in [*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")]:
+        match = TEMPORARY.fullmatch(path.name)
+        if match and path.is_file() and not _other_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _other_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:

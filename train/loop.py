@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -25,9 +25,11 @@ from train.run.checkpoint import (
     save_checkpoint,
 )
 from train.run.curves import write_curves
-from train.run.directory import MetricsLog, claim_directory, stalled, write_record
+from train.run.directory import MetricsLog, claimed, how_to_go_on, stalled, write_record
+from train.run.lock import locked
 from train.run.profile import Profile, check_steps
 from train.run.samples import write_comparison, write_grid
+from train.run.stopping import stopping, tell
 from train.source import find_data
 from train.trainer import BaseTrainer, make_trainer
 from train.trainer.losses import bottom_half, l1_loss
@@ -41,8 +43,17 @@ def train(config: TrainConfig) -> Path:
     """Run or resume a training; return the run directory.
 
     Raises :class:`UserError` for bad settings or data before anything is
-    written, and for a loss that is not finite (the last good checkpoint stays).
+    written, for a run that another process trains, and for a loss that is not finite (the last
+    good checkpoint stays). SIGINT, SIGTERM and SIGHUP end it with ``SystemExit`` after the running
+    step, once that is saved.
     """
+    with ExitStack() as held:
+        return _train(config, held)
+
+
+def _train(config: TrainConfig, held: ExitStack) -> Path:
+    if config.resume:
+        held.enter_context(locked(config.resume))
     device = pick_device(config.device)
     if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
@@ -82,7 +93,8 @@ def train(config: TrainConfig) -> Path:
 
     if config.profile:
         check_steps(config.steps - start)
-    run = config.resume or claim_directory(config)
+    stop = held.enter_context(stopping())
+    run = config.resume or held.enter_context(claimed(config))
     write_record(run, config, device)
     announce(config, trainer, clips, validation, run, device)
     log = MetricsLog(run, start)
@@ -111,7 +123,8 @@ def train(config: TrainConfig) -> Path:
                 terms = trainer.step(batch, rng)
                 trainer.update_average(step)
                 finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
-                bar.update()
+                if not stop.code:  # who shows the bar may have had the same signal, and be gone
+                    bar.update()
 
                 last = step == config.steps
                 if step == start + 1 or step % config.log_every == 0 or last:
@@ -122,7 +135,7 @@ def train(config: TrainConfig) -> Path:
                         metrics["speed/clips_per_s"] = (step - start) * config.batch_size / seconds
                         metrics["speed/data_wait_share"] = waited / seconds
                         log.write(step, metrics)
-                        bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}")
+                        bar.set_postfix_str(f"l1 {metrics['loss/l1']:.4f}", refresh=not stop.code)
             pairs = []
             if step % config.validate_every == 0 or last:
                 pairs = generate(trainer, validation, len(validation))
@@ -131,20 +144,21 @@ def train(config: TrainConfig) -> Path:
             if step % config.sample_every == 0 or last:
                 pairs = pairs or generate(trainer, validation, SAMPLED_CLIPS)
                 write_samples(pairs, validation, run / "samples", f"step_{step:06d}")
-            if step % config.checkpoint_every == 0 or last:
+            if step % config.checkpoint_every == 0 or last or stop.code:
                 check_finite(finite, terms, step, saved, run)
                 save(trainer, run, step)
                 saved = step
-            if last:
+            if last or stop.code:
                 break
-    except KeyboardInterrupt:
-        bar.close()
-        further = f"go on with: python -m train --resume {run}"
-        sys.exit(f"stopped at step {step}; {further if saved else 'there is no checkpoint yet'}")
     finally:
-        bar.close()
+        with suppress(OSError):
+            bar.close()
         log.close()
-    curves = write_curves(run)
+    curves = write_curves(run) if last else None
+    if stop.code:
+        further = "that was the last" if last else f"go on with: {how_to_go_on(run)}"
+        tell(f"stopped at step {step} of {config.steps}, saved in {run}; {further}")
+        sys.exit(stop.code)
     early = f" at step {step} of {config.steps}, no better PSNR" if step < config.steps else ""
     print(f"\ndone{early}: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
     print(f"  pictures    {run / 'samples'}/step_{step:06d}.png")
@@ -161,7 +175,10 @@ def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
 
 
 def resume(trainer: BaseTrainer, run: Path) -> int:
-    """Load the run's last checkpoint; return its step."""
+    """Load the run's last checkpoint; return its step, 0 if it was killed before the first."""
+    if not (run / CHECKPOINT_FILE).exists():
+        print(f"{run}: no checkpoint yet, so the run starts again at step 0", flush=True)
+        return 0
     tensors, info = read_checkpoint(run)
     load_modules(trainer.modules, tensors, run)
     load_optimizers(trainer.optimizers, tensors)

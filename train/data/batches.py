@@ -1,5 +1,6 @@
 """From a prepared set to the batches of a training run, reproducible from the step number alone."""
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from model import ModelConfig
 from train.data.prepared import DataError, PreparedSet
+from train.run.stopping import SIGNALS
 
 
 class StepSampler(Sampler[list[int]]):
@@ -101,10 +103,12 @@ def make_loader(data: PreparedSet, sampler: StepSampler, workers: int, pin: bool
         pin_memory=pin,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
+    for number in SIGNALS:  # which may reach all processes: this one is needed for the last step
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

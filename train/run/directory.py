@@ -6,12 +6,16 @@ RUN/metrics.jsonl           one object a line: step, then every metric of that s
 RUN/tensorboard/            the same for TensorBoard
 RUN/checkpoint.safetensors  the last checkpoint
 RUN/samples/                picture grids and videos
+RUN/.lock                   while a process trains: which
 """
 
 import json
 import os
 import platform
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,28 @@ import polyfusion
 from train.config import CONFIG_FILE, TrainConfig
 from train.errors import UserError
 from train.files import write_atomically, write_json
+from train.run.lock import LOCK_FILE, locked
 
 METRICS_FILE = "metrics.jsonl"
 
 
-def claim_directory(config: TrainConfig) -> Path:
-    """Make the directory of a new run; :class:`UserError` if it already holds something."""
+@contextmanager
+def claimed(config: TrainConfig) -> Iterator[Path]:
+    """Make and hold the directory of a new run; :class:`UserError` if it has something in it."""
+    with locked(make_directory(config)) as run:
+        if any(path.name != LOCK_FILE for path in run.iterdir()):
+            hint = f"go on with: {how_to_go_on(run)}" if (run / CONFIG_FILE).exists() else "no run"
+            raise UserError(f"--out {run}: not empty ({hint}); or choose another directory")
+        yield run
+
+
+def how_to_go_on(run: Path) -> str:
+    """The command that goes on with a run."""
+    return f"python -m train --resume {shlex.quote(str(run))}"
+
+
+def make_directory(config: TrainConfig) -> Path:
+    """Make the directory of a new run where there is none: ``--out``, or the next free name."""
     if config.out is None:
         runs = Path("runs")
         runs.mkdir(exist_ok=True)
@@ -44,12 +64,8 @@ def claim_directory(config: TrainConfig) -> Path:
     out = config.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
     except OSError as error:
         raise UserError(f"--out {out}: cannot make this directory ({error.strerror})") from None
-    if occupied:
-        hint = f"go on with it: --resume {out}" if (out / CONFIG_FILE).exists() else "not a run"
-        raise UserError(f"--out {out}: not empty ({hint}); or choose another directory")
     return out
 
 
@@ -74,14 +90,15 @@ def write_record(run: Path, config: TrainConfig, device: torch.device) -> None:
 
 
 class MetricsLog:
-    """Write metrics.jsonl and TensorBoard. ``start`` > 0 first drops what lies after that step."""
+    """Write metrics.jsonl and TensorBoard, and first drop what lies after step ``start``."""
 
     def __init__(self, run: Path, start: int = 0):
         path = run / METRICS_FILE
-        kept = [line for line in read_metrics(run) if line["step"] <= start] if start else []
+        kept = [line for line in read_metrics(run) if line["step"] <= start]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(run / "tensorboard", purge_step=start + 1 if start else None)
+        board = run / "tensorboard"
+        self._board = SummaryWriter(board, purge_step=start + 1 if board.exists() else None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write one line; floats are rounded to 6 significant digits."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from train.config import TrainConfig
+from train.config import CONFIG_FILE, TrainConfig
 from train.embedder import EmbedderConfig, train_embedder
 from train.evaluate import EVALUATION_FILE, EvaluateConfig, evaluate
 from train.jobs import Children, Job, JobFailed
@@ -120,14 +119,10 @@ def fill_row(training: TrainConfig, measuring: EvaluateConfig) -> None:
     from train.loop import train  # in the row's own process: the table itself needs no loop
 
     run = measuring.target
-    if (run / CHECKPOINT_FILE).exists():
-        step = read_checkpoint(run)[1]["step"]
-        if step < training.steps and not stalled(run, training.patience, step):
-            train(dataclasses.replace(training, resume=run))
-    else:
-        if run.exists():
-            shutil.rmtree(run)  # killed before its first checkpoint
-        train(training)
+    step = read_checkpoint(run)[1]["step"] if (run / CHECKPOINT_FILE).exists() else 0
+    if step < training.steps and not stalled(run, training.patience, step):
+        begun = (run / CONFIG_FILE).exists()
+        train(dataclasses.replace(training, resume=run if begun else None))
     evaluate(measuring)
 
 
