@@ -118,6 +118,20 @@ def test_the_average_follows_the_weights():
     assert trainer(CONFIG).average is not None
 
 
+def test_a_discriminator_without_weight_is_left_alone():
+    loss = dataclasses.replace(CONFIG.loss, sequence=0.0, sync=0.0, l1_mouth=1.0)
+    config = dataclasses.replace(CONFIG, loss=loss)
+    t = trainer(config)
+    before = {k: v.clone() for k, v in t.discriminators.named_parameters()}
+    terms = t.step(batch(config), torch.Generator().manual_seed(0))
+    assert {"loss/g_frame", "loss/l1_mouth"} <= terms.keys()
+    assert not {"loss/g_sequence", "loss/d_sync"} & terms.keys()
+    changed = {
+        k.split(".")[0] for k, v in t.discriminators.named_parameters() if (v != before[k]).any()
+    }
+    assert changed == {"frame"}
+
+
 def test_an_exported_run_makes_the_average_models_frames(tmp_path):
     config = dataclasses.replace(CONFIG, average=0.5)
     t = trainer(config)

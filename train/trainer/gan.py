@@ -100,7 +100,9 @@ class Trainer(BaseTrainer):
                 batch.still, batch.speech, rng, context=batch.context, eyes=batch.eyes
             )  # (B, T, 3, H, W)
         terms = {}
-        for name in DISCRIMINATORS:
+        # A discriminator that counts for nothing is not trained: it would take most of a step.
+        asked = [name for name in DISCRIMINATORS if getattr(weights, name) > 0]
+        for name in asked:
             with self.section(f"{name} discriminator"):
                 term = self._discriminator_term(name, batch, choice, fake.detach())
                 self.optimizers[name].zero_grad(set_to_none=True)
@@ -112,7 +114,7 @@ class Trainer(BaseTrainer):
         self.discriminators.requires_grad_(False)
         video = fake.detach().requires_grad_()  # every term leaves its gradient here, in turn
         total = torch.zeros((), device=self.device)
-        for name in DISCRIMINATORS:
+        for name in asked:
             with self.section(f"{name} discriminator"):
                 term = self._generator_term(name, batch, choice, video)
                 weighted = getattr(weights, name) * term
