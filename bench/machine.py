@@ -73,7 +73,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 #: FLOP/s below which a product in bf16 is left at a small size.
-SLOW_PRODUCT = 2e9
+SLOW_PRODUCT = 2e10
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
