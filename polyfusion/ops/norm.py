@@ -138,7 +138,12 @@ def check_channels(
     if mean is not None and var is not None:
         values |= {"mean": mean, "var": var}
     for name, value in values.items():
-        check_shape(name, value, "(C,), one per channel,", (channels,))
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a tensor ({channels},), got {describe(value)}")
+        if shape_of(value) != (channels,):
+            raise ValueError(
+                f"{name} has shape {shape_of(value)}, expected ({channels},), one per channel"
+            )
         check_dtype(name, value)
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device}, expected {x.device}")

@@ -61,7 +61,7 @@ def check_layout(name: str, tensor: Tensor) -> None:
 def check_number(name: str, value: Any, least: float = -math.inf) -> None:
     """Raise ``ValueError`` unless ``value`` is a finite number, at least ``least``."""
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or not (
-        least <= value and abs(value) < math.inf
+        least <= value and -math.inf < value < math.inf
     ):
         bound = "" if least == -math.inf else f" of at least {least}"
         raise ValueError(f"{name}={value!r}: expected a finite number{bound}")
