@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 
 CHOICES = ("auto", "eager", "triton", "cuda")
 """What ``kernels=`` can be."""
@@ -88,6 +89,16 @@ def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
     return extension.problem(tensors)
 
 
+def transformed() -> bool:
+    """Whether a call here is inside forward-mode differentiation or a transform of ``torch.func``.
+
+    PyTorch's own operators can be transformed; the fused kernels refuse (``ops/register.py``).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | None:
     """Why ``auto`` does not take the fused kernels for a call on such a tensor; None: it does."""
     if unsupported is not None:
@@ -96,6 +107,8 @@ def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | Non
         return f"on {tensor.device} PyTorch is faster, the interpreter is for checking"
     if tensor.dtype == torch.float64:
         return "float64 is for checking"
+    if transformed():
+        return "fused kernels have no forward-mode derivatives and no transforms of torch.func"
     return triton_problem()
 
 

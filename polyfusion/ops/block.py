@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyfusion.dispatch import resolve
 from polyfusion.kernels.layout import conv_size
-from polyfusion.ops.conv import check_conv, conv_method, convolve, convolve_statistics
+from polyfusion.ops.conv import check_conv, check_step, conv_method, convolve, convolve_statistics
 from polyfusion.ops.norm import (
     check_channels,
     check_clips,
@@ -22,6 +22,7 @@ from polyfusion.ops.norm import (
     norm_activation,
     norm_op,
 )
+from polyfusion.ops.views import check_number
 
 
 def skip_conv_block(
@@ -59,8 +60,8 @@ def skip_conv_block(
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         KernelsUnavailable: the kernels asked for cannot run here.
     """
-    check_conv("x", x, weight_x, 1)
-    check_conv("skip", skip, weight_skip, 1)
+    check_conv("x", x, "weight_x", weight_x, 1)
+    check_conv("skip", skip, "weight_skip", weight_skip, 1)
     for name, weight in (("weight_x", weight_x), ("weight_skip", weight_skip)):
         if weight.shape[2:] != (3, 3):
             raise ValueError(f"{name} has shape {tuple(weight.shape)}, expected (C_out, C, 3, 3)")
@@ -81,8 +82,9 @@ def skip_conv_block(
             f"{weight_x.shape[0]} output channels of weight_x"
         )
     channels, count = weight_x.shape[0], x.numel() // max(1, x.shape[1])
-    check_channels(x, channels, norm_weight=norm_weight, norm_bias=norm_bias, mean=mean, var=var)
     check_statistics("x", x, count, mean, var)
+    check_channels(x, channels, mean, var, norm_weight=norm_weight, norm_bias=norm_bias)
+    check_number("eps", eps, 0)
     chosen = resolve(kernels, [x])
     method = conv_method(x.shape[-2:].numel(), weight_x, conv, chosen)
     s = convolve(skip, weight_skip, 1, 1, False, method)
@@ -109,10 +111,11 @@ def up_conv_block(
     ``weight`` is (C, C_out, k, k) as in ``ConvTranspose2d``; the other arguments, the results and
     the errors are those of :func:`skip_conv_block`.
     """
-    check_conv("x", x, weight, 0)
-    check_channels(
-        x, weight.shape[1], norm_weight=norm_weight, norm_bias=norm_bias, mean=mean, var=var
-    )
+    check_conv("x", x, "weight", weight, 0)
+    check_channels(x, weight.shape[1], mean, var, norm_weight=norm_weight, norm_bias=norm_bias)
+    check_step("stride", stride, 1)
+    check_step("padding", padding, 0)
+    check_number("eps", eps, 0)
     kernel = weight.shape[-1]
     sides = conv_size(x.shape[2:], kernel, stride, padding, up=True)
     if min(sides) < 1:

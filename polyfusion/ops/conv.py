@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.library import register_autograd
 
-from polyfusion.dispatch import KernelsUnavailable, backend
+from polyfusion.dispatch import KernelsUnavailable, backend, transformed
 from polyfusion.kernels.layout import conv_size, empty_channels_last, sum_dtype
 from polyfusion.ops.norm import check_clips
 from polyfusion.ops.recompute import recompute_activation
 from polyfusion.ops.register import define
-from polyfusion.ops.views import autocast, check_dtype
+from polyfusion.ops.views import autocast, check_dtype, check_layout, describe
 
 BACKENDS = {"taps": "eager", "own": "triton"}
 """The methods with operators of their own, and which backend has them."""
@@ -32,7 +33,8 @@ def conv_method(pixels: int, weight: Tensor, method: str | None, kernels: str) -
     """
     if method is None:
         small = pixels <= 16 and weight.shape[0] * weight.shape[1] >= 256 * 256
-        return "taps" if small and weight.device.type == "cpu" else "library"
+        taps = small and weight.device.type == "cpu" and not transformed()
+        return "taps" if taps else "library"
     if method not in METHODS:
         raise ValueError(f"conv={method!r}: expected None or one of {METHODS}")
     if method == "own" and kernels != "triton":
@@ -43,17 +45,23 @@ def conv_method(pixels: int, weight: Tensor, method: str | None, kernels: str) -
     return method
 
 
-def check_conv(name: str, x: Tensor, weight: Tensor, axis: int) -> None:
+def check_conv(name: str, x: Tensor, weight_name: str, weight: Tensor, axis: int) -> None:
     """Raise ``ValueError`` unless ``x`` is a map whose channels are the weight's axis ``axis``."""
     if not isinstance(x, Tensor) or x.ndim != 4:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name}: expected a tensor (N, C, H, W), got {got}")
+        raise ValueError(f"{name}: expected a tensor (N, C, H, W), got {describe(x)}")
     check_dtype(name, x)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{weight_name}: expected a tensor of 4 axes, got {describe(weight)}")
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise ValueError(
-            f"the weight of {name} has shape {tuple(weight.shape)}, expected 4 axes, the last two "
-            "alike"
+            f"{weight_name} has shape {tuple(weight.shape)}, expected 4 axes, the last two alike"
         )
+    for label, value, sizes in ((name, x, x.shape[1:]), (weight_name, weight, weight.shape)):
+        if 0 in sizes:
+            raise ValueError(
+                f"{label} has shape {tuple(value.shape)}, expected channels, height and width of "
+                "at least 1"
+            )
     if x.shape[1] != weight.shape[axis]:
         raise ValueError(
             f"{name} has {x.shape[1]} channels, expected {weight.shape[axis]} as axis {axis} of "
@@ -65,6 +73,13 @@ def check_conv(name: str, x: Tensor, weight: Tensor, axis: int) -> None:
             f"{name} is {x.dtype} on {x.device}, expected {weight.dtype} on {weight.device} as its "
             "weight; cast one or use torch.autocast"
         )
+    check_layout(weight_name, weight)
+
+
+def check_step(name: str, value: Any, least: int) -> None:
+    """Raise ``ValueError`` unless a stride or padding is an integer of at least ``least``."""
+    if not isinstance(value, (int, torch.SymInt)) or value < least:
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, up: bool, method: str) -> Tensor:
@@ -187,7 +202,9 @@ def _statistics_gradients(ctx: Any, grad: Tensor, *_unused: Any) -> tuple[Any, .
     return dx, dw, None, None, None, None
 
 
-_conv.register_autograd(_conv_gradients, setup_context=_save)
-_conv_transpose.register_autograd(_transpose_gradients, setup_context=_save)
-_weight_grad.register_autograd(_weight_grad_gradients, setup_context=_save)
-_conv_statistics.register_autograd(_statistics_gradients, setup_context=_save_statistics)
+register_autograd("polyfusion::conv", _conv_gradients, setup_context=_save)
+register_autograd("polyfusion::conv_transpose", _transpose_gradients, setup_context=_save)
+register_autograd("polyfusion::conv_weight_grad", _weight_grad_gradients, setup_context=_save)
+register_autograd(
+    "polyfusion::conv_statistics", _statistics_gradients, setup_context=_save_statistics
+)

@@ -30,7 +30,7 @@ def final_block(x: Tensor, weight: Tensor, *, kernels: str = "auto") -> Tensor:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument.
         KernelsUnavailable: the kernels asked for cannot run here.
     """
-    check_conv("x", x, weight, 0)
+    check_conv("x", x, "weight", weight, 0)
     if weight.shape[2:] != (4, 4):
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (C, out, 4, 4)")
     out = weight.shape[1]

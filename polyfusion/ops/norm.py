@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.dispatch import backend, resolve
-from polyfusion.kernels.eager.norm import norm_plain
-from polyfusion.kernels.layout import Norm, sum_dtype
+from polyfusion.dispatch import backend, resolve, transformed
+from polyfusion.kernels.eager.norm import CHANNELS, norm_plain
+from polyfusion.kernels.layout import Norm, per_clip, sum_dtype
 from polyfusion.ops.register import register
-from polyfusion.ops.views import check_dtype, shape_of
+from polyfusion.ops.views import check_dtype, check_number, check_shape, describe, shape_of
 
 
 def norm_activation(
@@ -57,13 +57,26 @@ def norm_activation(
     """
     check_norm(u, s)
     check_statistics("u", u, u.numel() // max(1, u.shape[1]), mean, var)
-    check_channels(u, u.shape[1], weight=weight, bias=bias, mean=mean, var=var)
+    check_channels(u, u.shape[1], mean, var, weight=weight, bias=bias)
+    check_number("eps", eps, 0)
+    check_number("slope", slope)
     chosen = resolve(kernels, [u])
     call = Norm(u, s, weight, bias, mean, var, mean is None, eps, slope)
     if mean is None or var is None:
+        if chosen == "eager" and transformed():
+            return norm_plain(call), *_plain_statistics(u, s)
         return norm_op(*call, chosen)
     y = norm_plain(call) if chosen == "eager" else norm_op(*call, chosen)[0]
     return y, mean, var
+
+
+def _plain_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of u + s in operators that can be transformed; no derivative."""
+    x = u.detach()
+    if s is not None:
+        x = (per_clip(x, s.shape[0]) + s.detach().unsqueeze(1)).flatten(0, 1)
+    var, mean = torch.var_mean(x.to(sum_dtype(x)), CHANNELS, correction=0)
+    return mean, var
 
 
 def norm_statistics(
@@ -87,6 +100,12 @@ def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tenso
 
     Chan's formula: no difference of large sums, so nothing is lost at a large mean.
     """
+    for name, value in (("count", count), ("mean", mean), ("square", square)):
+        axes = 1 if name == "count" else 2
+        if not isinstance(value, Tensor) or value.ndim != axes or len(value) != len(count):
+            letters = "(P,)" if axes == 1 else "(P, C)"
+            raise ValueError(f"{name}: expected a tensor {letters}, got {describe(value)}")
+    check_shape("square", square, "(P, C) as mean", shape_of(mean))
     share = (count / count.sum().clamp_min(1)).to(mean.dtype).unsqueeze(1)
     merged = (mean * share).sum(0)
     apart = (mean - merged).square() * count.to(mean.dtype).unsqueeze(1)
@@ -96,22 +115,31 @@ def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tenso
 def check_norm(u: Tensor, s: Tensor | None) -> None:
     """Raise ``ValueError`` naming the argument that does not fit u."""
     if not isinstance(u, Tensor) or u.ndim != 4:
-        got = shape_of(u) if isinstance(u, Tensor) else type(u).__name__
-        raise ValueError(f"u: expected a tensor (B·T, C, H, W), got {got}")
+        raise ValueError(f"u: expected a tensor (B·T, C, H, W), got {describe(u)}")
     check_dtype("u", u)
     if s is not None:
+        if not isinstance(s, Tensor):
+            raise ValueError(f"s: expected a tensor (B, C, H, W) or None, got {describe(s)}")
         if s.ndim != 4 or s.shape[1:] != u.shape[1:]:
             raise ValueError(f"s has shape {shape_of(s)}, expected (B, *{shape_of(u)[1:]}) as u")
+        check_dtype("s", s)
         check_clips("s", s, u.shape[0])
         if s.dtype != u.dtype or s.device != u.device:
             raise ValueError(f"s is {s.dtype} on {s.device}, expected {u.dtype} on {u.device} as u")
 
 
-def check_channels(x: Tensor, channels: int, **values: Tensor | None) -> None:
-    """Raise ``ValueError`` unless the values are one per channel, on the device of x."""
+def check_channels(
+    x: Tensor, channels: int, mean: Tensor | None, var: Tensor | None, **values: Tensor
+) -> None:
+    """Raise ``ValueError`` unless the values are one per channel, on the device of x.
+
+    So are ``mean`` and ``var``, unless they are None.
+    """
+    if mean is not None and var is not None:
+        values |= {"mean": mean, "var": var}
     for name, value in values.items():
-        if value is None:
-            continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a tensor ({channels},), got {describe(value)}")
         if shape_of(value) != (channels,):
             raise ValueError(
                 f"{name} has shape {shape_of(value)}, expected ({channels},), one per channel"

@@ -54,7 +54,7 @@ def cmf_tensor(
 ) -> Tensor:
     """The entries of order 2 and more come from the row spaces B_v, the others from V_v and b."""
     second = first if second is None else second
-    rows = [torch.cat([rows, torch.ones_like(rows[:1])]) for rows in second]
+    rows = [torch.cat([rows, rows.new_ones(1, rows.shape[1])]) for rows in second]
     tensor = cp_tensor(rows, out).clone()
     constant: tuple[Any, ...] = tuple(rows_v.shape[0] - 1 for rows_v in rows)
     tensor[(slice(None), *constant)] = bias

@@ -5,25 +5,50 @@ PyTorch form, so gradients of any order are right.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch.autograd import forward_ad
+from torch.library import custom_op, register_autograd
 
-from polyfusion.dispatch import backend
+from polyfusion.dispatch import backend, transformed
 
 
 def define(
     name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]
-) -> CustomOpDef:
+) -> Callable[..., Any]:
     """Define ``polyfusion::name``, computed by ``run``; ``fake`` makes its results without values.
 
-    Both take the arguments of the schema in its order.
+    Both take the arguments of the schema in its order. What is returned calls the operator, and
+    raises ``NotImplementedError`` for an argument that carries a forward-mode derivative or belongs
+    to a transform of ``torch.func``: PyTorch would take the derivative for zero.
     """
     operator = custom_op(f"polyfusion::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
-    return operator
+
+    def call(*arguments: Any) -> Any:
+        if transformed():
+            _refuse_transformed(name, arguments)
+        return operator(*arguments)
+
+    return call
+
+
+def _refuse_transformed(name: str, arguments: Sequence[Any]) -> None:
+    for x in flatten(arguments):
+        if not isinstance(x, Tensor):
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            _refuse(name, "transforms of torch.func (jvp, vmap, grad, jacrev, ...)")
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            _refuse(name, "forward-mode derivatives")
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise NotImplementedError(
+        f"polyfusion::{name} does not support {what}; use kernels='eager' and the default conv=None"
+    )
 
 
 def register(
@@ -40,7 +65,7 @@ def register(
     keep: Callable[..., Sequence[Any]] = lambda ctx, constants, result: (),
     others: Callable[[Any, Tensor], Sequence[Tensor | None]] | None = None,
     fake_backward: Callable[..., list[Any]] | None = None,
-) -> CustomOpDef:
+) -> Callable[..., Any]:
     """Register ``polyfusion::name`` and ``polyfusion::name_backward``; return the former.
 
     Its first result is differentiable in the operands. They are saved, and nothing else but what
@@ -122,14 +147,14 @@ def register(
         second = [None if x is None else next(found) for x in aliases]
         return (second[0], *nest(second[1:], inputs), *[None] * (len(rest) + 2))
 
-    forward_op.register_autograd(first_order, setup_context=save)
-    backward_op.register_autograd(second_order, setup_context=save_backward)
+    register_autograd(f"polyfusion::{name}", first_order, setup_context=save)
+    register_autograd(f"polyfusion::{name}_backward", second_order, setup_context=save_backward)
     return forward_op
 
 
 def register_fusion(
     name: str, operands: str, eager: Any, outputs: Callable[..., int]
-) -> CustomOpDef:
+) -> Callable[..., Any]:
     """Register a fused fusion operator: the one adapter between it and every backend's kernel.
 
     Args:

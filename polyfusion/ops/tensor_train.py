@@ -53,13 +53,15 @@ def _extend(chain: Tensor, row: Tensor, core: Tensor) -> Tensor:
 
 def _check_cores(views: Sequence[Tensor], cores: Sequence[Tensor]) -> None:
     count = len(views) + 1
-    if isinstance(cores, Tensor) or len(cores) != count:
-        got = "one tensor" if isinstance(cores, Tensor) else f"{len(cores)}"
-        raise ValueError(f"cores: expected {count} tensors for {len(views)} views, got {got}")
+    expected = f"{count} tensors for {len(views)} views"
+    checks.check_sequence("cores", cores, expected)
+    if len(cores) != count:
+        raise ValueError(f"cores: expected {expected}, got {len(cores)}")
     checks.check_matrix("cores[0]", cores[0], "(m, r_1)")
     for v, view in enumerate(views, 1):
         before, last = cores[v - 1].shape[-1], v == len(views)
-        after = cores[v].shape[-1] if isinstance(cores[v], Tensor) and not last else 0
+        core = cores[v]
+        after = core.shape[-1] if isinstance(core, Tensor) and core.ndim and not last else 0
         letters = f"(r_{v}, d_{v}+1)" if last else f"(r_{v}, d_{v}+1, r_{v + 1})"
-        expected = (before, view.shape[-1] + 1) if last else (before, view.shape[-1] + 1, after)
-        checks.check_shape(f"cores[{v}]", cores[v], letters, expected)
+        sizes = (before, view.shape[-1] + 1) if last else (before, view.shape[-1] + 1, after)
+        checks.check_shape(f"cores[{v}]", core, letters, sizes)

@@ -85,7 +85,7 @@ def _check_core_and_factors(
     views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor], first: str
 ) -> None:
     if not isinstance(core, Tensor) or core.ndim != len(views) + 1:
-        got = tuple(core.shape) if isinstance(core, Tensor) else type(core).__name__
+        got = checks.describe(core)
         raise ValueError(
             f"core: expected {len(views) + 1} sizes ({first}, ..., k_{len(views) + 1}) "
             f"for {len(views)} views, got {got}"

@@ -3,6 +3,7 @@
 Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m outputs, n noise.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,11 +39,39 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def describe(value: Any) -> Any:
+    """The shape of a tensor, the type's name of anything else, for messages."""
+    return shape_of(value) if isinstance(value, Tensor) else type(value).__name__
+
+
 def check_dtype(name: str, tensor: Tensor) -> None:
     """Raise ``ValueError`` unless the operators support the dtype."""
     if tensor.dtype not in DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"{name} has dtype {tensor.dtype}, expected one of {expected}")
+    check_layout(name, tensor)
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` for a sparse tensor: the kernels read strided memory."""
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{name} has layout {tensor.layout}, expected a dense (strided) tensor")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+    """Raise ``ValueError`` unless ``value`` is a finite number, at least ``least``."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or not (
+        least <= value and -math.inf < value < math.inf
+    ):
+        bound = "" if least == -math.inf else f" of at least {least}"
+        raise ValueError(f"{name}={value!r}: expected a finite number{bound}")
+
+
+def check_sequence(name: str, value: Any, expected: str) -> None:
+    """Raise ``ValueError`` unless ``value`` is a list or tuple; ``expected`` is for the message."""
+    if not isinstance(value, (list, tuple, torch.nn.ParameterList)):
+        got = "one tensor" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected {expected} in a list or tuple, got {got}")
 
 
 def check_shape(name: str, value: Any, letters: str, expected: tuple[int, ...]) -> None:
@@ -60,12 +89,12 @@ def check_views(views: Sequence[Tensor]) -> tuple[int, ...]:
 
     Each view is (B, T, d_v), or (B, d_v) if it is constant over the clip.
     """
-    if isinstance(views, Tensor) or len(views) < 2:
-        count = "one tensor" if isinstance(views, Tensor) else f"{len(views)}"
-        raise ValueError(f"views: expected a sequence of at least 2 tensors, got {count}")
+    check_sequence("views", views, "a sequence of at least 2 tensors")
+    if len(views) < 2:
+        raise ValueError(f"views: expected a sequence of at least 2 tensors, got {len(views)}")
     for v, view in enumerate(views):
         if not isinstance(view, Tensor) or view.ndim not in (2, 3):
-            got = shape_of(view) if isinstance(view, Tensor) else type(view).__name__
+            got = describe(view)
             raise ValueError(f"views[{v}]: expected (B, T, d) or (B, d), got {got}")
     batch = views[0].shape[0]
     frames = next((view.shape[1] for view in views if view.ndim == 3), None)
@@ -83,15 +112,16 @@ def check_views(views: Sequence[Tensor]) -> tuple[int, ...]:
 
 def check_list(name: str, tensors: Sequence[Tensor], count: int) -> None:
     """Raise ``ValueError`` unless there is one tensor per view."""
-    if isinstance(tensors, Tensor) or len(tensors) != count:
-        got = "one tensor" if isinstance(tensors, Tensor) else f"{len(tensors)}"
-        raise ValueError(f"{name}: expected one tensor for each of the {count} views, got {got}")
+    expected = f"one tensor for each of the {count} views"
+    check_sequence(name, tensors, expected)
+    if len(tensors) != count:
+        raise ValueError(f"{name}: expected {expected}, got {len(tensors)}")
 
 
 def check_matrix(name: str, value: Any, letters: str) -> None:
     """Raise ``ValueError`` unless ``value`` is a matrix."""
     if not isinstance(value, Tensor) or value.ndim != 2:
-        got = shape_of(value) if isinstance(value, Tensor) else type(value).__name__
+        got = describe(value)
         raise ValueError(f"{name}: expected a matrix {letters}, got {got}")
 
 
@@ -101,7 +131,7 @@ def check_noise(noise: Tensor | None, leading: tuple[int, ...]) -> None:
         return
     letters = "(B, T, n)" if len(leading) == 2 else "(B, n)"
     if not isinstance(noise, Tensor) or noise.ndim != len(leading) + 1:
-        got = shape_of(noise) if isinstance(noise, Tensor) else type(noise).__name__
+        got = describe(noise)
         raise ValueError(f"noise: expected {letters} with leading sizes {leading}, got {got}")
     check_shape("noise", noise, letters, (*leading, noise.shape[-1]))
 
@@ -126,3 +156,4 @@ def check_alike(**arguments: Any) -> None:
             raise ValueError(
                 f"{name} is on {value.device}, expected {first.device} as {first_name}"
             )
+        check_layout(name, value)

@@ -17,7 +17,7 @@ from polyfusion.nn import (
     merge_skip_weight,
     split_skip_weight,
 )
-from polyfusion.ops import conv, final, recompute
+from polyfusion.ops import conv, recompute
 from polyfusion.ops.reference import (
     generator_reference,
     skip_conv_block_reference,
@@ -173,17 +173,20 @@ def test_convolutions_are_registered(method):
     x = torch.randn(2, 3, 2, 1, requires_grad=True)
     up = torch.randn(3, 2, 4, 4, requires_grad=True)
     weight = torch.randn(5, 3, 3, 3, requires_grad=True)
-    opcheck(conv._conv, (x, weight, 1, 1, method))
-    opcheck(conv._conv_transpose, (x, up, 2, 1, method))
-    opcheck(conv._weight_grad, (x, x.detach(), 3, 1, 1, method))
+    opcheck(torch.ops.polyfusion.conv.default, (x, weight, 1, 1, method))
+    opcheck(torch.ops.polyfusion.conv_transpose.default, (x, up, 2, 1, method))
+    opcheck(torch.ops.polyfusion.conv_weight_grad.default, (x, x.detach(), 3, 1, 1, method))
     if method == "own":
-        opcheck(conv._conv_statistics, (x, weight, torch.randn(1, 5, 2, 1), 1, 1, False))
-        opcheck(conv._conv_statistics, (x, up, None, 2, 1, True))
+        opcheck(
+            torch.ops.polyfusion.conv_statistics.default,
+            (x, weight, torch.randn(1, 5, 2, 1), 1, 1, False),
+        )
+        opcheck(torch.ops.polyfusion.conv_statistics.default, (x, up, None, 2, 1, True))
 
 
 def test_final_block_is_registered():
     x, weight = torch.randn(2, 3, 2, 3, requires_grad=True), torch.randn(3, 3, 4, 4)
-    opcheck(final.final_op, (x, weight.requires_grad_(), "triton"))
+    opcheck(torch.ops.polyfusion.final_block.default, (x, weight.requires_grad_(), "triton"))
 
 
 @pytest.mark.parametrize(

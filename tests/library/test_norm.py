@@ -8,7 +8,6 @@ from torch.library import opcheck
 
 from polyfusion import ops
 from polyfusion.nn import NormActivation
-from polyfusion.ops.norm import norm_op
 from polyfusion.ops.reference import norm_activation_reference
 from tests.library.helpers import NORM_TOLERANCE, relative_error
 
@@ -106,7 +105,10 @@ def test_registration(kernels, batch):
             u = u.contiguous(memory_format=torch.channels_last)
         statistics = (None, None) if batch else (torch.zeros(4), torch.ones(4))
         leaves = [x if x is None else x.requires_grad_() for x in (u, s, weight, bias)]
-        opcheck(norm_op, (*leaves, *statistics, batch, 1e-5, 0.2, kernels))
+        opcheck(
+            torch.ops.polyfusion.norm_activation.default,
+            (*leaves, *statistics, batch, 1e-5, 0.2, kernels),
+        )
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -101,7 +101,10 @@ def _normalise(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
         save_mean=batch_mean,
         save_invstd=invstd,
     )
-    return result, batch_mean, (invstd.pow(-2) - eps).clamp_(min=0)
+    batch_var = (invstd.pow(-2) - eps).clamp_(min=0)
+    if eps == 0:  # PyTorch's 1/σ of a constant channel is 0 then
+        batch_var.masked_fill_(invstd == 0, 0)
+    return result, batch_mean, batch_var
 
 
 def _activate(x: Tensor, slope: float) -> Tensor:

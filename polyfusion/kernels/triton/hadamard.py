@@ -406,7 +406,7 @@ def _backward(
     views, first, gates = dense(views), dense(first), dense(gates)
     grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
     constants = arithmetic(out)
-    flat = [view.reshape(-1, view.shape[-1]) for view in views]
+    flat = [view.flatten(0, -2) for view in views]
     choice = options("backward", form, views, out, constants)
 
     def run(tile: Tile) -> tuple[Rows, Tensor, tuple[Tensor, ...], Tensor, Tensor]:

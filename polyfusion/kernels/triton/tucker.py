@@ -166,7 +166,7 @@ class _Groups:
 
     def __init__(self, views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor]) -> None:
         self.rows = lay_out(views, block_t=1)
-        self.views = [view.reshape(-1, view.shape[-1]).contiguous() for view in views]
+        self.views = [view.flatten(0, -2).contiguous() for view in views]
         self.factors = dense(factors)
         self.framed = [v for v, framed in enumerate(self.rows.framed) if framed]
         self.still = [v for v, framed in enumerate(self.rows.framed) if not framed]
@@ -291,7 +291,7 @@ def tucker_backward(
         grad_per_clip = torch.empty_like(per_clip)
         multiply(
             [
-                Product(per_clip.view(clips, inner * width), q, core.view(-1, clip_width).mT),
+                Product(per_clip.view(clips, inner * width), q, core.flatten(0, 1).mT),
                 Product(
                     grad_per_clip, g.view(clips, frames, inner).mT, p.view(clips, frames, width)
                 ),
