@@ -181,7 +181,7 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(common, whole, tmp_pat
 @pytest.mark.slow
 def test_a_second_process_is_refused_by_the_name_of_the_first(common, tmp_path):
     out = tmp_path / "run"
-    process = begin(*common, "--out", out)
+    process = begin(*common, "--out", out, seconds=3.0)  # far longer than the two others live
     wait_for_step(process, out, 1)
     for args in (["--resume", out], [*common, "--out", out]):
         second = train(*args)
