@@ -45,6 +45,9 @@ class ModelConfig:
     eyes: bool = False
     """Take the closing of the eyes as an input: measured in training, drawn at random in
     generated videos, which then blink. Not in the paper."""
+    lips: bool = False
+    """Take the shape of the lips as an input: measured in training, predicted from the sound in
+    generated videos. The lips then move as far as the sound foretells. Not in the paper."""
     noise_dim: int = 10
     """Size n of the noise code of a frame."""
     noise_std: float = 0.33

@@ -9,6 +9,7 @@ from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
 from model.eyes import draw_eye_closure
 from model.generator import Generator
 from model.init import gaussian_init
+from model.lips import SHAPE, SPREAD, LipsEncoder
 from model.mel import MelAudioEncoder
 from polyfusion.nn import make_fusion
 
@@ -30,8 +31,9 @@ class TalkingFace(nn.Module):
         self.identity = IdentityEncoder(config, kernels)
         mel = config.audio_encoder == "mel"
         self.audio: nn.Module = MelAudioEncoder(config) if mel else AudioEncoder(config)
+        self.lips = LipsEncoder(config) if config.lips else None
         self.noise = NoiseEncoder(config)
-        dims = [config.audio_dim, config.identity_dim]
+        dims = [config.audio_dim + SHAPE * config.lips, config.identity_dim]
         behind = config.noise_dim + config.eyes  # the noise: concatenated, or a view of its own
         if config.fuse_noise:
             dims, behind = [*dims, behind], 0
@@ -76,6 +78,7 @@ class TalkingFace(nn.Module):
         *,
         context: int = 0,
         eyes: Tensor | None = None,
+        lips: Tensor | None = None,
     ) -> Tensor:
         """Animate stills.
 
@@ -86,12 +89,17 @@ class TalkingFace(nn.Module):
             context: frames of ``audio`` at both ends that are heard and not shown.
             eyes: (B, T) how far the eyes are closed, 0 to 1, for a model with ``config.eyes``;
                 drawn at random if not given.
+            lips: (B, T, 3) shape of the lips, for a model with ``config.lips``; foretold by the
+                sound if not given.
 
         Returns:
             Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame) − 2 context.
         """
         check_inputs(self.config, still, audio)
         speech = self.audio(audio, context) if context else self.audio(audio)  # (B, T, a)
+        if self.lips is not None:
+            shape = self.lips(audio, context) if lips is None else lips
+            speech = torch.cat([speech, shape.to(speech) / SPREAD], -1)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
         noise = self.noise(self.noise.sample(batch, frames, rng))

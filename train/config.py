@@ -79,6 +79,9 @@ class LossConfig:
     l1_mouth: float = 0.0
     """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Not in the
     paper."""
+    lips: float = 1.0
+    """Weight of the squared error of the shape of the lips that the sound foretells, for a model
+    with --model.lips. Not in the paper."""
     omega: float = 100.0
     """Weight λ₂ of the Frobenius penalty Ω on the fusion's parameters."""
     penalty: Literal["norm", "sumsq", "meansq", "none"] = "meansq"
@@ -88,7 +91,7 @@ class LossConfig:
     """Let the generator minimise the literal log(1 − D) instead of −log D."""
 
     def __post_init__(self) -> None:
-        for name in ("frame", "sequence", "sync", "l1", "l1_top", "l1_mouth", "omega"):
+        for name in ("frame", "sequence", "sync", "l1", "l1_top", "l1_mouth", "lips", "omega"):
             if not getattr(self, name) >= 0:
                 raise UserError(
                     f"--loss.{name.replace('_', '-')} {getattr(self, name)}: expected a number >= 0"
@@ -333,6 +336,7 @@ PRESETS = {
             audio_dim=96,
             composition="warp",
             eyes=True,
+            lips=True,
             fused_dim=128,
             rank=64,
             frame_disc_channels=16,

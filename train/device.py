@@ -21,6 +21,7 @@ class Batch:
         still: (B, 3, H, W), the identity image; the first frame if not given.
         context: C, frames.
         eyes: (B, T) how far the eyes are closed, 0 to 1, where that is known.
+        lips: (B, T, 3) shape of the lips, where that is known.
     """
 
     frames: Tensor
@@ -28,6 +29,7 @@ class Batch:
     still: Tensor = None  # type: ignore[assignment]
     context: int = 0
     eyes: Tensor | None = None
+    lips: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.still is None:
@@ -66,15 +68,15 @@ def to_device(items: Mapping[str, Tensor], device: torch.device, context: int = 
 
     Args:
         items: ``frames`` (B, T, 3, H, W) and ``still`` (B, 3, H, W) uint8, ``audio`` (B, N), and
-            ``eyes`` (B, T) where the set gives it.
+            ``eyes`` (B, T) and ``lips`` (B, T, 3) where the set gives them.
         context: frames of ``audio`` beyond both ends of ``frames``.
     """
     moved = {name: value.to(device, non_blocking=True) for name, value in items.items()}
     frames, still = (moved[name].float().div_(127.5).sub_(1) for name in ("frames", "still"))
-    return Batch(frames, moved["audio"], still, context, moved.get("eyes"))
+    return Batch(frames, moved["audio"], still, context, moved.get("eyes"), moved.get("lips"))
 
 
 def clip_to_device(item: Mapping[str, Tensor], device: torch.device) -> Batch:
     """The batch of one clip, an item of a prepared set."""
-    tensors = ("frames", "still", "audio", "eyes")
+    tensors = ("frames", "still", "audio", "eyes", "lips")
     return to_device({name: item[name].unsqueeze(0) for name in tensors if name in item}, device)

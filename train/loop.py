@@ -73,6 +73,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
         augment=config.augment,
         context=trainer.model.context,
         eyes=config.model.eyes,
+        lips=config.model.lips,
     )
     validation = open_validation(config, root)
     if config.encoders != "joint":

@@ -15,7 +15,7 @@ from tests.model.helpers import SMALL, inputs
 from train.metrics.blinks import blink_scores
 
 REAL = dataclasses.replace(
-    SMALL, audio_encoder="mel", composition="warp", eyes=True, sample_rate=16000
+    SMALL, audio_encoder="mel", composition="warp", eyes=True, lips=True, sample_rate=16000
 )
 
 
@@ -136,3 +136,21 @@ def test_closing_eyes_change_the_picture():
         for x in (0, 1)
     )
     assert not torch.allclose(opened, shut)
+
+
+def test_lips_change_the_picture_and_are_foretold_by_the_sound():
+    torch.manual_seed(0)
+    model = TalkingFace(REAL, "cp", "eager").eval()
+    still, audio = inputs(REAL)
+    wide = inputs(REAL, frames=7 + 2 * 6)[1]
+
+    def show(sound, **known):
+        return model(still, sound, torch.Generator().manual_seed(0), **known)
+
+    foretold = model.lips(audio)
+    assert foretold.shape == (2, 7, 3)
+    torch.testing.assert_close(show(audio), show(audio, lips=foretold))
+    torch.testing.assert_close(
+        show(wide, context=6), show(wide, context=6, lips=model.lips(wide, 6))
+    )
+    assert not torch.allclose(show(audio), show(audio, lips=foretold + 0.1))

@@ -22,12 +22,13 @@ from train.trainer.losses import mouth_box
 
 @pytest.fixture
 def clips(tmp_path):
-    """A set of one clip: frame t is grey level 10 t, sample n is n / 2^15, eyes shut at frame 3."""
+    """A set of one clip: frame t is grey level 10 t, sample n is n / 2^15, shut eyes in frame 3."""
     frames = np.broadcast_to(10 * np.arange(8, dtype=np.uint8)[:, None, None, None], (8, 3, 32, 24))
     audio = np.arange(8 * 640, dtype=np.float32) / 2**15
     openness = np.ones(8, np.float32)
     openness[3] = 0
-    clip = Clip(frames, audio, 25.0, 16000, "s1", "a", {"eye_openness": openness})
+    truth = {"eye_openness": openness, "lips": np.repeat(np.arange(8.0)[:, None], 3, 1)}
+    clip = Clip(frames, audio, 25.0, 16000, "s1", "a", truth)
     write_clip(tmp_path / "a.safetensors", clip)
     entry = {"name": "a", "speaker": "s1", "split": "train", "file": "a.safetensors"}
     entry |= {"frames": 8, "samples": 8 * 640}
@@ -38,7 +39,7 @@ def clips(tmp_path):
 
 def test_sound_around_the_crop_and_any_still(clips):
     data = PreparedSet(
-        clips, frames=4, random_crop=True, any_still=True, context=2, eyes=True, seed=1
+        clips, frames=4, random_crop=True, any_still=True, context=2, eyes=True, lips=True, seed=1
     )
     shown = set()
     for epoch in range(40):
@@ -49,6 +50,7 @@ def test_sound_around_the_crop_and_any_still(clips):
         expected = np.where((at >= 0) & (at < 8 * 640), at, 0) / 2**15
         np.testing.assert_array_equal(item["audio"].numpy(), expected.astype(np.float32))
         assert item["eyes"].tolist() == [float(start + t == 3) for t in range(4)]
+        assert item["lips"].tolist() == [[start + t] * 3 for t in range(4)]
         ready = to_device(
             {k: v[None] for k, v in item.items() if k != "index"}, torch.device("cpu"), 2
         )
@@ -57,13 +59,32 @@ def test_sound_around_the_crop_and_any_still(clips):
     assert int(PreparedSet(clips, frames=4)[0]["still"].max()) == 0  # the first frame, unasked
 
 
-def test_a_set_that_does_not_know_the_eyes_is_named(clips):
+@pytest.mark.parametrize("option", ["eyes", "lips"])
+def test_a_set_that_does_not_know_the_eyes_or_lips_is_named(clips, option):
     write_clip(
         clips / "a.safetensors",
         Clip(np.zeros((8, 3, 32, 24), np.uint8), np.zeros(5120), 25.0, 16000, "s1", "a"),
     )
-    with pytest.raises(DataError, match="does not say when eyes are open"):
-        PreparedSet(clips, eyes=True)[0]
+    with pytest.raises(DataError, match=f"does not say how its {option} are.*--model.{option}"):
+        PreparedSet(clips, **{option: True})[0]
+
+
+def test_the_sound_learns_to_foretell_the_lips():
+    """A step moves the foretelling towards the lips it was given, and they are not its input."""
+    config = dataclasses.replace(
+        CONFIG,
+        lr_generator=1e-2,
+        loss=dataclasses.replace(CONFIG.loss, frame=0, sequence=0, sync=0),
+        model=dataclasses.replace(CONFIG.model, lips=True, sample_rate=16000),
+    )
+    learner = trainer(config)
+    seen = batch(config)
+    seen.lips = torch.full((*seen.frames.shape[:2], 3), 0.2)
+    losses = [
+        learner.step(seen, torch.Generator().manual_seed(0))["loss/lips"].item() for _ in range(40)
+    ]
+    assert losses[-1] < 0.2 * losses[0]
+    assert losses[0] == pytest.approx((0.2 / 0.06) ** 2, rel=0.5)
 
 
 def test_pictures_change_as_a_whole():

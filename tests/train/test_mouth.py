@@ -9,13 +9,13 @@ import torch
 from tests.train.helpers import measure
 from train.baselines import REAL, SPEAKER_MEAN, STILL, SpeakerMeans, baselines
 from train.data import landmarks
-from train.data.landmarks import FIVE, PLACES, align_landmarks, find_landmarks
+from train.data.landmarks import FIVE, PLACES, align_landmarks, find_landmarks, lip_shape, opening
 from train.data.media import read_media
 from train.data.prepared import PreparedSet
 from train.evaluate import EvaluateConfig, load_meters
 from train.metrics import faces
 from train.metrics.faces import FaceEmbedder, FaceReader
-from train.metrics.mouth import mouth_box, mouth_psnr, mouth_scores, opening
+from train.metrics.mouth import mouth_box, mouth_psnr, mouth_scores
 from train.metrics.score import MetricError, Score
 from train.metrics.table import Meters, Pair, speaker_mean
 from train.prepare import prepare_synthetic
@@ -43,6 +43,15 @@ WAVE = 4 + 3 * np.sin(np.arange(50) / 3)
 def test_the_opening_is_relative_to_the_eyes():
     np.testing.assert_allclose(opening(face(WAVE)), WAVE / 34)
     np.testing.assert_allclose(opening(face(WAVE) * 3 + 7), WAVE / 34)
+
+
+def test_the_shape_of_the_lips_is_relative_to_the_eyes_and_the_speaker():
+    points = face(WAVE)
+    points[:, 54, 0] += WAVE  # the mouth widens as it opens; its outer lips are 30 apart
+    points[:, 51, 1] -= 30
+    expected = np.column_stack([WAVE, np.zeros(50), WAVE - WAVE.mean()]) / 34
+    np.testing.assert_allclose(lip_shape(points), expected, atol=1e-6)
+    np.testing.assert_allclose(lip_shape(3 * points + 7), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_shapes_types_and_ranges(clips):
             "blink_times": (blinks, 2),
             "formants": (75, 4),
             "pose": (75, 3),
+            "lips": (75, 3),
         }
         assert all(v.dtype == np.float32 for v in clip.truth.values())
         assert all(np.isfinite(v).all() for v in clip.truth.values())

@@ -17,6 +17,7 @@ from train.data.landmarks import (
     align_landmarks,
     eye_openness,
     find_landmarks,
+    lip_shape,
     load_predictor,
 )
 from train.data.media import MediaError, load_media
@@ -88,8 +89,8 @@ def prepare_clip(
 
     Pictures of another rate are resampled to ``FPS``. ``landmarks`` is what
     ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes, ``dlib`` or a predictor's
-    path by landmarks, and then the clip says how far its eyes are open. What was done to the file
-    and what is odd about it is stored with the clip, as remarks.
+    path by landmarks, and then the clip says how far its eyes are open and what shape its lips
+    have. What was done to the file and what is odd about it is stored with the clip, as remarks.
 
     Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
@@ -106,7 +107,7 @@ def prepare_clip(
     else:
         face = find_landmarks(media.frames, load_predictor(landmarks))
         faces, remarks = align_landmarks(media.frames, face.points, size), face.remarks
-        known = {"eye_openness": eye_openness(face.points)}
+        known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
     clip = Clip(faces, media.audio, FPS, sample_rate, source.speaker, source.name, known)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_clip(target, clip, remarks=[*media.remarks, *remarks])

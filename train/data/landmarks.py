@@ -41,6 +41,7 @@ FIVE = (33, 36, 39, 42, 45)  # base of the nose, corners of the eyes
 PLACES = np.array([[49.7, 72.2], [24.5, 43.9], [38.3, 44.6], [59.1, 43.7], [72.7, 42.5]])
 WINDOW = 7  # frames of the smoothing
 RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)
+UPPER_LIP, LOWER_LIP = 62, 66  # the middle of the inner lips
 SHUT = 0.35  # aspect ratio of a shut eye, as a share of the same eye's open
 PREDICTOR = "shape_predictor_68_face_landmarks.dat"
 INSTALL = "pip install dlib-bin face_recognition_models"  # the extra ``faces``
@@ -243,6 +244,29 @@ def eye_openness(landmarks: np.ndarray) -> np.ndarray:
     ear = eye_aspect_ratio(landmarks)
     opened = max(float(np.quantile(ear, 0.8)), 1e-6)
     return np.clip((ear / opened - SHUT) / (1 - SHUT), 0, 1).astype(np.float32)
+
+
+def eye_distance(points: np.ndarray) -> float:
+    """Median distance in pixels of the eyes' centres over the frames of (T, 68, 2)."""
+    apart = points[:, LEFT_EYE].mean(1) - points[:, RIGHT_EYE].mean(1)
+    return float(np.median(np.linalg.norm(apart, axis=1)))
+
+
+def opening(points: np.ndarray) -> np.ndarray:
+    """(T,) distance of the inner lips over that of the eyes, from landmarks (T, 68, 2)."""
+    lips = np.linalg.norm(points[:, LOWER_LIP] - points[:, UPPER_LIP], axis=1)
+    return lips / max(eye_distance(points), 1e-9)
+
+
+def lip_shape(points: np.ndarray) -> np.ndarray:
+    """(T, 3) float32 shape of the lips, from the landmarks (T, 68, 2) of one clip.
+
+    Opening (between the inner lips), height and width of the outer lips, over the distance of the
+    eyes; height and width less their means over the clip, which are the speaker's own.
+    """
+    sides = points[:, [57, 54]] - points[:, [51, 48]]
+    outer = np.linalg.norm(sides, axis=2) / max(eye_distance(points), 1e-9)
+    return np.column_stack([opening(points), outer - outer.mean(0)]).astype(np.float32)
 
 
 @functools.cache

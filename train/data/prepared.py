@@ -34,6 +34,7 @@ PREPARE_HINT = "make it with: python -m train.prepare grid RAW {root} (or: synth
 _HEADER = "clip"
 _TRUTH = "truth."
 EYES = "truth.eye_openness"  # (T,) from 0 (shut) to 1
+LIPS = "truth.lips"  # (T, 3), see train.data.landmarks.lip_shape
 _AUDIO_SCALE = 32768.0
 
 
@@ -179,9 +180,11 @@ class PreparedSet(torch.utils.data.Dataset):
         augment: change every item's picture as ``PictureChange`` does.
         context: C, frames of sound to give beyond both ends of the crop.
         eyes: give how far the eyes are closed, for sets whose clips know it.
+        lips: give the shape of the lips, likewise.
 
     Items are dict(frames=(T, 3, H, W) uint8, still=(3, H, W) uint8, index=int,
-    audio=((T + 2 C) * window_stride,) float32), and eyes=(T,) float32 from 0 (open) to 1.
+    audio=((T + 2 C) * window_stride,) float32), eyes=(T,) float32 from 0 (open) to 1, and
+    lips=(T, 3) float32.
     The crop starting at frame t0 has the samples [t0 - C, t0 + T + C) * window_stride, with
     window_stride = floor(sample_rate / fps); sound beyond the clip's ends is silence.
     """
@@ -201,6 +204,7 @@ class PreparedSet(torch.utils.data.Dataset):
         augment: bool = False,
         context: int = 0,
         eyes: bool = False,
+        lips: bool = False,
     ) -> None:
         self.root = Path(root)
         manifest = read_manifest(root)
@@ -210,7 +214,8 @@ class PreparedSet(torch.utils.data.Dataset):
         self.size = self.stored_size if size is None else (int(size[0]), int(size[1]))
         self.window_stride = math.floor(self.sample_rate / self.fps)
         self.frames, self.seed, self.random_crop, self.mirror = frames, seed, random_crop, mirror
-        self.any_still, self.augment, self.context, self.eyes = any_still, augment, context, eyes
+        self.any_still, self.augment, self.context = any_still, augment, context
+        self.eyes, self.lips = eyes, lips
 
         if not all(0 < new <= old for new, old in zip(self.size, self.stored_size, strict=True)):
             raise DataError(
@@ -282,7 +287,11 @@ class PreparedSet(torch.utils.data.Dataset):
             if begin < end:
                 pcm = file.get_slice("audio")[begin:end]
                 audio[begin - first : begin - first + len(pcm)] = _to_float(pcm)
-            eyes = _eye_closure(file, path, start, length) if self.eyes else None
+            known = {}
+            if self.eyes:
+                known["eyes"] = 1 - _measured(file, path, EYES, "eyes")[start : start + length]
+            if self.lips:
+                known["lips"] = _measured(file, path, LIPS, "lips")[start : start + length]
         if frames.shape != (length, 3, *self.stored_size):
             raise DataError(f"{path} does not match the manifest; prepare the set again")
         frames = np.concatenate([still, frames])
@@ -298,17 +307,17 @@ class PreparedSet(torch.utils.data.Dataset):
             "audio": torch.from_numpy(audio),
             "index": index,
         }
-        return item if eyes is None else {**item, "eyes": torch.from_numpy(eyes)}
+        return item | {name: torch.from_numpy(values) for name, values in known.items()}
 
 
-def _eye_closure(file: Any, path: Path, start: int, length: int) -> np.ndarray:
-    """(T,) float32: how far the eyes are closed, 0 (open) to 1; ``DataError`` if unknown."""
-    if EYES not in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+def _measured(file: Any, path: Path, key: str, option: str) -> Any:
+    """What a clip file knows of its frames under ``key``; ``DataError`` if it does not."""
+    if key not in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
         raise DataError(
-            f"{path} does not say when eyes are open, which --model.eyes learns from; prepare the "
-            "set with --landmarks dlib, or leave --model.eyes out"
+            f"{path} does not say how its {option} are, which --model.{option} learns from; "
+            f"prepare the set with --landmarks dlib, or leave --model.{option} out"
         )
-    return 1 - file.get_slice(EYES)[start : start + length]
+    return file.get_slice(key)
 
 
 def _reduce(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -18,27 +18,15 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from train.data.landmarks import LEFT_EYE, RIGHT_EYE
+from train.data.landmarks import eye_distance, opening
 from train.metrics.quality import psnr
 from train.metrics.score import MetricError, Score, check_pair
 
-MOUTH, UPPER_LIP, LOWER_LIP = slice(48, 68), 62, 66
+MOUTH = slice(48, 68)
 MARGIN = 0.1  # of the eyes' distance, added to every side of the mouth's box
 MOVES = 0.005  # standard deviation of the opening below which a real mouth is at rest
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right in pixels, ends excluded
-
-
-def eye_distance(points: np.ndarray) -> float:
-    """Median distance in pixels of the eyes' centres over the frames of (T, 68, 2)."""
-    apart = points[:, LEFT_EYE].mean(1) - points[:, RIGHT_EYE].mean(1)
-    return float(np.median(np.linalg.norm(apart, axis=1)))
-
-
-def opening(points: np.ndarray) -> np.ndarray:
-    """(T,) distance of the inner lips over that of the eyes, from landmarks (T, 68, 2)."""
-    lips = np.linalg.norm(points[:, LOWER_LIP] - points[:, UPPER_LIP], axis=1)
-    return lips / max(eye_distance(points), 1e-9)
 
 
 def mouth_box(points: np.ndarray, size: tuple[int, int]) -> Box:

@@ -14,6 +14,7 @@ from train.trainer.losses import (
     fake_loss,
     generator_loss,
     l1_loss,
+    lips_loss,
     mouth_box,
     real_loss,
     top_half,
@@ -97,7 +98,12 @@ class Trainer(BaseTrainer):
         choice = choose(len(batch.frames), batch.frames.shape[1], size.snippet_frames, rng)
         with self.section("generator forward"), self.autocast:
             fake = self.model(
-                batch.still, batch.speech, rng, context=batch.context, eyes=batch.eyes
+                batch.still,
+                batch.speech,
+                rng,
+                context=batch.context,
+                eyes=batch.eyes,
+                lips=batch.lips,
             )  # (B, T, 3, H, W)
         terms = {}
         # A discriminator that counts for nothing is not trained: it would take most of a step.
@@ -130,6 +136,11 @@ class Trainer(BaseTrainer):
             omega = self._omega()
             weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
             weighted = weighted + weights.l1_mouth * l1_mouth
+            if self.model.lips is not None and batch.lips is not None:
+                with self.autocast:
+                    foretold = self.model.lips(batch.speech, batch.context)
+                terms["lips"] = lips_loss(foretold.float(), batch.lips)
+                weighted = weighted + weights.lips * terms["lips"]
             weighted.backward()
         with self.section("generator backward"):
             fake.backward(video.grad)
@@ -139,7 +150,7 @@ class Trainer(BaseTrainer):
         if weights.l1_mouth:
             terms["l1_mouth"] = l1_mouth.detach()
         terms["generator"] = total + weighted.detach()
-        return {f"loss/{name}": value for name, value in terms.items()}
+        return {f"loss/{name}": value.detach() for name, value in terms.items()}
 
     def _logits(self, name: str, batch: Batch, choice: Choice, video: Tensor) -> Tensor:
         """Logits (B,) of one discriminator on a video."""

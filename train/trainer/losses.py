@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.lips import SPREAD
+
 
 def real_loss(logits: Tensor) -> Tensor:
     """−E log D, for a discriminator's real samples. logits (B,)."""
@@ -34,6 +36,11 @@ def mouth_box(frames: Tensor) -> Tensor:
     height, width = frames.shape[-2:]
     rows = slice(round(0.59 * height), round(0.85 * height))
     return frames[..., rows, round(0.27 * width) : round(0.75 * width)]
+
+
+def lips_loss(foretold: Tensor, measured: Tensor) -> Tensor:
+    """Mean squared error of shapes of lips (B, T, 3), in units of their usual deviation."""
+    return ((foretold - measured) / SPREAD).square().mean()
 
 
 def l1_loss(generated: Tensor, real: Tensor) -> Tensor:

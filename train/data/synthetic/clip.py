@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from train.data.prepared import Clip
-from train.data.synthetic.easel import CENTRE_X, DESIGN_HEIGHT, DESIGN_WIDTH
+from train.data.synthetic.easel import CENTRE_X, DESIGN_HEIGHT, DESIGN_WIDTH, EYE_SPREAD
 from train.data.synthetic.face import paint_backdrop, paint_head
 from train.data.synthetic.identity import Identity, draw_identity
 from train.data.synthetic.moving import Mouth, draw_eyes, draw_mouth, lower_jaw
@@ -80,6 +80,13 @@ def articulate(who: Identity, said: Utterance) -> Mouth:
     rest = 25.0 + 9.0 * who.lip_width
     stretch = 1.0 + 0.24 * spread * said.spread - 0.2 * narrow * said.jaw
     return Mouth(OPENING * jaw * said.jaw, rest * stretch, rounding)
+
+
+def _lip_shape(mouth: Mouth) -> np.ndarray:
+    """(T, 3) shape of the lips, as ``train.data.landmarks.lip_shape`` measures it on real faces."""
+    moving = np.column_stack([mouth.openness, mouth.width])
+    centred = moving - moving.mean(0)
+    return np.column_stack([mouth.openness, centred]) / (2 * EYE_SPREAD)
 
 
 def _wander(rng: np.random.Generator, times: np.ndarray, fastest: float) -> np.ndarray:
@@ -188,6 +195,7 @@ def render_clip(
         width (T,) mouth corner to corner in pixels;  jaw_drive (T,), spread_drive (T,) what the
         audio alone says, before articulation;  articulation (8,) see ``Identity.articulation``
         blink_times (K, 2) start and end in s;  eye_openness (T,) 0..1;  formants (T, 4) Hz
+        lips (T, 3) opening, and height and width less their means, over the distance of the eyes
         voiced (T,) 0..1;  pose (T, 3) shift right, down in pixels, roll in degrees
 
     Raises ValueError if an argument is out of range.
@@ -217,6 +225,7 @@ def render_clip(
         "articulation": who.articulation,
         "blink_times": blinks,
         "eye_openness": eyes,
+        "lips": _lip_shape(mouth),
         "formants": said.formants,
         "voiced": said.voiced,
         "pose": pose.astype(np.float32),
