@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+# pytest -n runs one process a core; those that tests start have one thread each, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import polyfusion  # noqa: F401  isort: skip
 import pytest
 import torch
 
-torch.set_num_threads(1)  # pytest -n runs one process a core
+torch.set_num_threads(1)
 
 
 @pytest.fixture
