@@ -39,6 +39,8 @@ class Composition(nn.Module):
             names = ", ".join(map(repr, COMPOSITIONS))
             raise ValueError(f"composition {kind!r}: expected one of {names}")
         self.kind = kind
+        #: In training the mean of the last mask, the share of the frames that was drawn.
+        self.drawn: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -49,6 +51,7 @@ class Composition(nn.Module):
         if self.kind == "direct":
             return maps
         colours, mask = maps[:, :, :3], torch.sigmoid(SLOPE * maps[:, :, 3:4] + OFFSET)
+        self.drawn = mask.mean() if self.training else None
         shown = still.unsqueeze(1)
         if self.kind == "warp":
             shown = displace(still, REACH * _smooth(maps[:, :, 4:6]))

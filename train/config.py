@@ -79,6 +79,10 @@ class LossConfig:
     l1_mouth: float = 0.0
     """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Not in the
     paper."""
+    drawn: float = 0.0
+    """Weight of the share of the frames that is drawn instead of taken from the still, for a model
+    with --model.composition mask or warp. What is drawn where nothing moves is learned by heart,
+    and is wrong on other people. Not in the paper."""
     lips: float = 1.0
     """Weight of the squared error of the shape of the lips that the sound foretells, for a model
     with --model.lips. Not in the paper."""
@@ -91,7 +95,17 @@ class LossConfig:
     """Let the generator minimise the literal log(1 − D) instead of −log D."""
 
     def __post_init__(self) -> None:
-        for name in ("frame", "sequence", "sync", "l1", "l1_top", "l1_mouth", "lips", "omega"):
+        for name in (
+            "frame",
+            "sequence",
+            "sync",
+            "l1",
+            "l1_top",
+            "l1_mouth",
+            "drawn",
+            "lips",
+            "omega",
+        ):
             if not getattr(self, name) >= 0:
                 raise UserError(
                     f"--loss.{name.replace('_', '-')} {getattr(self, name)}: expected a number >= 0"

@@ -142,8 +142,15 @@ class Trainer(BaseTrainer):
                 terms["lips"] = lips_loss(foretold.float(), batch.lips)
                 weighted = weighted + weights.lips * terms["lips"]
             weighted.backward()
+        ends = [fake]
+        slopes: list[Tensor | None] = [video.grad]
+        drawn = self.model.composition.drawn
+        if drawn is not None:
+            terms["drawn"] = drawn.detach()
+            ends.append(drawn)
+            slopes.append(torch.full_like(drawn, weights.drawn))
         with self.section("generator backward"):
-            fake.backward(video.grad)
+            torch.autograd.backward(ends, slopes)
         with self.section("optimiser"):
             self.optimizers["generator"].step()
         terms |= {"l1": l1.detach(), "l1_top": l1_top.detach(), "omega": omega.detach()}
