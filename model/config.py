@@ -48,6 +48,9 @@ class ModelConfig:
     lips: bool = False
     """Take the shape of the lips as an input: measured in training, predicted from the sound in
     generated videos. The lips then move as far as the sound foretells. Not in the paper."""
+    lips_gain: float = 1.0
+    """How much further than foretold the lips move. What is foretold of the movement is less than
+    the movement, and what is drawn of it less again; in training it changes nothing."""
     noise_dim: int = 10
     """Size n of the noise code of a frame."""
     noise_std: float = 0.33

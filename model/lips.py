@@ -6,6 +6,7 @@ input the same L1 teaches what such lips look like on this face, at their full a
 small network of its own learns what the sound foretells of the shape.
 """
 
+import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -15,6 +16,8 @@ from model.mel import MelAudioEncoder
 SHAPE = 3
 #: The usual standard deviation of each of them over a clip of speech.
 SPREAD = 0.06
+#: The mean opening over speech; height and width are less their means already.
+MEAN = (0.088, 0.0, 0.0)
 
 
 class LipsEncoder(nn.Module):
@@ -32,3 +35,9 @@ class LipsEncoder(nn.Module):
     def forward(self, audio: Tensor, context: int = 0) -> Tensor:
         """``context`` frames of sound at both ends are heard and get no shape."""
         return SPREAD * self.head(self.audio(audio, context))
+
+
+def exaggerate(lips: Tensor, gain: float) -> Tensor:
+    """Shapes of the lips (B, T, 3) that depart from the mean ``gain`` times as far."""
+    mean = torch.tensor(MEAN, dtype=lips.dtype, device=lips.device)
+    return mean + gain * (lips - mean)

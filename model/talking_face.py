@@ -9,7 +9,7 @@ from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
 from model.eyes import draw_eye_closure
 from model.generator import Generator
 from model.init import gaussian_init
-from model.lips import SHAPE, SPREAD, LipsEncoder
+from model.lips import SHAPE, SPREAD, LipsEncoder, exaggerate
 from model.mel import MelAudioEncoder
 from polyfusion.nn import make_fusion
 
@@ -98,8 +98,9 @@ class TalkingFace(nn.Module):
         check_inputs(self.config, still, audio)
         speech = self.audio(audio, context) if context else self.audio(audio)  # (B, T, a)
         if self.lips is not None:
-            shape = self.lips(audio, context) if lips is None else lips
-            speech = torch.cat([speech, shape.to(speech) / SPREAD], -1)
+            if lips is None:
+                lips = exaggerate(self.lips(audio, context), self.config.lips_gain)
+            speech = torch.cat([speech, lips.to(speech) / SPREAD], -1)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
         noise = self.noise(self.noise.sample(batch, frames, rng))

@@ -154,3 +154,6 @@ def test_lips_change_the_picture_and_are_foretold_by_the_sound():
         show(wide, context=6), show(wide, context=6, lips=model.lips(wide, 6))
     )
     assert not torch.allclose(show(audio), show(audio, lips=foretold + 0.1))
+    model.config = dataclasses.replace(REAL, lips_gain=1.5)
+    mean = torch.tensor([0.088, 0, 0])
+    torch.testing.assert_close(show(audio), show(audio, lips=1.5 * foretold - 0.5 * mean))
