@@ -51,6 +51,7 @@ def test_opcheck(form):
     torch.library.opcheck(operator, (*detached, None, "triton"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("all_needed", [True, False])
 def test_opcheck_backward(form, all_needed):

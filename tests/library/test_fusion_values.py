@@ -58,6 +58,7 @@ def test_dtypes(form, dtype, kernels):
     check(make_problem(form, dtype=dtype, sizes=(9, 7)), kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("framed", [(True, False), (False, True), (True, True)])
 def test_many_tiles(form, framed, monkeypatch):

@@ -179,6 +179,7 @@ def test_transforms_of_the_plain_forms(name):
         assert relative_error(value, expected) < 1e-11, transform
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _operators())
 def test_fused_kernels_refuse_transforms(name):
     call, x = _operators()[name]
