@@ -76,8 +76,7 @@ def test_a_run_is_measured_on_unseen_speakers(run, data, syncnet, capsys):
     mean = np.mean([np.mean(values) for values in expected.values()])  # over people, not clips
     assert [len(values) for values in expected.values()] == [2, 1]
     assert row["psnr"].value == pytest.approx(mean, abs=1e-9)
-    assert row["cpbd"].value is None
-    assert "64 x 64 block" in row["cpbd"].reason
+    assert 0 <= row["cpbd"].value <= 1
     assert "train.embedder" in row["acd"].reason
     record = json.loads((run / "evaluation.json").read_text())
     assert from_json(record["row"]) == row

@@ -100,12 +100,19 @@ def test_blur_lowers_it_and_chunks_do_not_matter(clips):
     assert (soft < 0.6 * sharp).all()
 
 
-def test_pictures_without_edges_or_blocks():
+def test_pictures_without_edges():
     flat = torch.full((2, 3, 64, 64), 7, dtype=torch.uint8)
     assert cpbd(flat).tolist() == [[0, 0]]
-    small = flat[..., :48]
-    with pytest.raises(MetricError, match="frames of 64 x 48 hold no 64 x 64 block"):
-        cpbd(small)
-    score = cpbd_score(small)["cpbd"]
-    assert score.value is None
-    assert "no 64 x 64 block" in score.reason
+    with pytest.raises(MetricError, match="frames of 64 x 7: CPBD needs sides of 8"):
+        cpbd(flat[..., :7])
+
+
+def test_a_frame_smaller_than_a_block_is_one_block(clips):
+    frames = clips["s5/lbax4n"][:2].float()
+    soft = torch.nn.functional.avg_pool2d(frames, 5, 1, 2)
+    small, blurred = (x[:, :, 60:124, 130:178].to(torch.uint8) for x in (frames, soft))
+    sharp = cpbd(small)
+    assert ((0 < sharp) & (sharp <= 1)).all()
+    assert (cpbd(blurred) < 0.8 * sharp).all()
+    assert torch.equal(cpbd(small, blocks="cover"), sharp)
+    assert cpbd_score(small)["cpbd"].value == pytest.approx(sharp.mean().item())

@@ -10,7 +10,10 @@ of edges whose blur is seen with a probability of at most 63 %.
 
 Traps. Blocks are 64 x 64 and do not overlap; what remains at the right and at the bottom is
 ignored: of a 128 x 96 frame only edges in columns 0 to 63 count (the rest enters through the edge
-threshold alone), and a 64 x 48 frame has no block at all. ``blocks="cover"`` uses the whole frame.
+threshold alone). ``blocks="cover"`` uses the whole frame. Where the package finds no block at all,
+in a frame with a side below 64, a block is as long as that side here: 64 x 48 frames are one block.
+A block only says whether it holds edges and how strong its contrast is; widths are in pixels, so
+that figures of frames of different sizes cannot be compared.
 Only vertical edges of nearly horizontal gradient count, so that a picture and its transpose differ.
 Compression and noise make edges too: CPBD does not tell detail from artefacts.
 """
@@ -26,7 +29,8 @@ from torch.nn import functional as F
 from train.metrics.quality import grey
 from train.metrics.score import MetricError, Score, check_frames
 
-BLOCK = 64
+BLOCK = 64  # pixels, or a frame's side where that is shorter
+SMALLEST = 8  # pixels of a frame's side that the filters need
 EDGE_SHARE = 0.002  # of a block's pixels, above which it is an edge block
 LOW_CONTRAST, WIDTH_LOW, WIDTH_HIGH = 50, 5.0, 3.0  # just noticeable widths, pixels
 BETA = 3.6
@@ -48,16 +52,14 @@ def cpbd(
             two blocks overlap, an edge counts in both.
         chunk: frames processed at a time.
 
-    A frame without edges has CPBD 0. MetricError for frames smaller than a block.
+    A frame without edges has CPBD 0. MetricError for frames with a side below 8 pixels.
     """
     if blocks not in ("package", "cover"):
         raise MetricError(f"blocks={blocks!r}: expected 'package' or 'cover'")
     frames = check_frames(frames)
     height, width = frames.shape[-2:]
-    if min(height, width) < BLOCK:
-        raise MetricError(
-            f"frames of {height} x {width} hold no {BLOCK} x {BLOCK} block, which CPBD needs"
-        )
+    if min(height, width) < SMALLEST:
+        raise MetricError(f"frames of {height} x {width}: CPBD needs sides of {SMALLEST} or more")
     pictures = grey(frames).flatten(0, 1)
     scores = [_cpbd(part.double(), blocks == "cover") for part in pictures.split(chunk)]
     return torch.cat(scores).view(frames.shape[:2])
@@ -66,12 +68,7 @@ def cpbd(
 def cpbd_score(
     frames: Tensor, *, blocks: Literal["package", "cover"] = "package"
 ) -> dict[str, Score]:
-    """Mean CPBD over all frames; no value for frames smaller than a block."""
-    frames = check_frames(frames)
-    height, width = frames.shape[-2:]
-    if min(height, width) < BLOCK:
-        reason = f"frames of {height} x {width} hold no {BLOCK} x {BLOCK} block"
-        return {"cpbd": Score(None, reason)}
+    """Mean CPBD over all frames."""
     return {"cpbd": Score.of(cpbd(frames, blocks=blocks).mean())}
 
 
@@ -79,13 +76,13 @@ def _cpbd(pictures: Tensor, cover: bool) -> Tensor:
     """(N,) from grey pictures (N, H, W) float64."""
     widths = edge_widths(pictures)
     edges = canny(pictures)
-    height, width = pictures.shape[1:]
+    height, width = (min(BLOCK, side) for side in pictures.shape[1:])
     blurred = torch.zeros(len(pictures), 101, dtype=torch.float64, device=pictures.device)
-    for top in _starts(height, cover):
-        for left in _starts(width, cover):
-            area = (slice(None), slice(top, top + BLOCK), slice(left, left + BLOCK))
+    for top in _starts(pictures.shape[1], height, cover):
+        for left in _starts(pictures.shape[2], width, cover):
+            area = (slice(None), slice(top, top + height), slice(left, left + width))
             block, w = pictures[area].flatten(1), widths[area].flatten(1)
-            is_edge_block = edges[area].flatten(1).sum(1) > EDGE_SHARE * BLOCK**2
+            is_edge_block = edges[area].flatten(1).sum(1) > EDGE_SHARE * height * width
             contrast = (block.amax(1) - block.amin(1)).floor()
             noticeable = torch.where(contrast <= LOW_CONTRAST, WIDTH_LOW, WIDTH_HIGH).to(w)
             probability = 1 - torch.exp(-((w / noticeable[:, None]) ** BETA))
@@ -97,9 +94,9 @@ def _cpbd(pictures: Tensor, cover: bool) -> Tensor:
     return torch.where(total > 0, sharp / total.clamp_min(1), 0.0)
 
 
-def _starts(side: int, cover: bool) -> list[int]:
-    starts = list(range(0, side - BLOCK + 1, BLOCK))
-    return starts if not cover or side % BLOCK == 0 else [*starts, side - BLOCK]
+def _starts(side: int, block: int, cover: bool) -> list[int]:
+    starts = list(range(0, side - block + 1, block))
+    return starts if not cover or side % block == 0 else [*starts, side - block]
 
 
 def edge_widths(pictures: Tensor) -> Tensor:
