@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyfusion import ops
-from tests.properties.operators import DTYPES, OPERATORS, Arguments, Maker, Operator
+from tests.properties.arguments import DTYPES, Arguments, Maker
+from tests.properties.operators import OPERATORS, Operator
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:

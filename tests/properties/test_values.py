@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.properties.calls import Call, calls, derivatives, double, map_tensors, tensors_of
-from tests.properties.operators import OPERATORS, largest
+from tests.properties.operators import OPERATORS
+from tests.properties.oracles import largest
 
 ROUNDINGS = 32
 """How many roundings of the largest intermediate value an error may amount to."""

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.properties.arguments import DTYPES, Arguments
 from tests.properties.calls import Call, calls, double, map_tensors, tensors_of
-from tests.properties.operators import DTYPES, OPERATORS, Arguments
+from tests.properties.operators import OPERATORS
 
 OTHER_DTYPES = (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, *DTYPES)
 NO_TENSORS = (None, 1.0, "text", np.ones((2, 3), np.float32), [], range(3), Tensor, {})
