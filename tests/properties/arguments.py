@@ -72,6 +72,7 @@ class Maker:
         self.dtype = dtype
         self.empty = draw(st.sampled_from((None,) * 3 + tuple(letters.split())))
         self.rng = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+        self.made: dict[Any, Tensor] = {}
 
     def size(self, letter: str) -> int:
         """A small size, or 0 if this letter is the one that is to be empty."""
@@ -85,10 +86,17 @@ class Maker:
     def tensor(
         self, *shape: int, dtype: torch.dtype | None = None, positive: bool = False
     ) -> Tensor:
-        """Values of about 1, at least 0.5 if ``positive``, in a drawn layout."""
+        """Values of about 1, at least 0.5 if ``positive``, in a drawn layout.
+
+        Sometimes a tensor that the call has already.
+        """
+        kind = shape, dtype or self.dtype, positive
+        if kind in self.made and self.choose(False, False, True):
+            return self.made[kind]
         x = torch.randn(shape, generator=self.rng, dtype=torch.float64)
         x = 0.5 + x.square() if positive else x
-        return self.draw(st.sampled_from(LAYOUTS))(x.to(dtype or self.dtype))
+        self.made[kind] = self.draw(st.sampled_from(LAYOUTS))(x.to(dtype or self.dtype))
+        return self.made[kind]
 
 
 def some_views(make: Maker) -> tuple[list[Tensor], Tensor | None]:

@@ -14,16 +14,25 @@ from tests.properties.operators import OPERATORS, Operator
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The value with every tensor in it, also inside dicts and lists, changed."""
-    if isinstance(value, dict):
-        return {name: map_tensors(item, change) for name, item in value.items()}
-    if isinstance(value, list):
-        return [map_tensors(item, change) for item in value]
-    return change(value) if isinstance(value, Tensor) else value
+    """The value with every tensor in it, also inside dicts and lists, changed; each once."""
+    changed: dict[int, Any] = {}
+
+    def walk(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: walk(part) for name, part in item.items()}
+        if isinstance(item, list):
+            return [walk(part) for part in item]
+        if not isinstance(item, Tensor):
+            return item
+        if id(item) not in changed:
+            changed[id(item)] = change(item)
+        return changed[id(item)]
+
+    return walk(value)
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Every tensor in the value, in order."""
+    """Every tensor in the value once, in order."""
     found: list[Tensor] = []
     map_tensors(value, found.append)
     return found
