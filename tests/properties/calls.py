@@ -103,16 +103,16 @@ def derivatives(
     leaves = tensors_of(variable)
     results = function({**variable, **constant})
     first, *others = cotangents
-    along = first.to(results[0].dtype)
-    gradients = torch.autograd.grad(results[0], leaves, along, create_graph=bool(others))
+    first = first.to(results[0].dtype)
+    gradients = torch.autograd.grad(results[0], leaves, first, create_graph=bool(others))
     levels = [list(results), list(gradients)]
     if others:
         pairs = [(g, c) for g, c in zip(gradients, others, strict=True) if g.requires_grad]
         second: Sequence[Tensor | None] = [None] * len(leaves)
         if pairs:
-            wanted, along_them = zip(*pairs, strict=True)
-            along_them = [c.to(g.dtype) for g, c in pairs]
-            second = torch.autograd.grad(wanted, leaves, along_them, allow_unused=True)
-        pairs = zip(leaves, second, strict=True)
-        levels.append([torch.zeros_like(x) if g is None else g for x, g in pairs])
+            wanted, along = [g for g, _ in pairs], [c.to(g.dtype) for g, c in pairs]
+            second = torch.autograd.grad(wanted, leaves, along, allow_unused=True)
+        levels.append(
+            [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, second, strict=True)]
+        )
     return levels
