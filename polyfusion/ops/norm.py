@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.dispatch import backend, resolve, transformed
+from polyfusion.dispatch import DTYPES, backend, resolve, transformed
 from polyfusion.kernels.eager.norm import CHANNELS, norm_plain
 from polyfusion.kernels.layout import Norm, per_clip, sum_dtype
 from polyfusion.ops.register import register
@@ -116,9 +116,9 @@ def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tenso
         check_layout(name, value)
     check_shape("square", square, "(P, C) as mean", shape_of(mean))
     check_alike(mean=mean, square=square)
-    if count.dtype == torch.bool or count.is_complex() or count.device != mean.device:
+    if count.dtype not in (torch.int32, torch.int64, *DTYPES) or count.device != mean.device:
         raise ValueError(
-            f"count is {count.dtype} on {count.device}, expected numbers on {mean.device} as mean"
+            f"count is {count.dtype} on {count.device}, expected integers on {mean.device} as mean"
         )
     share = (count.double() / count.sum().clamp_min(1)).to(mean.dtype).unsqueeze(1)
     merged = (mean * share).sum(0)

@@ -73,6 +73,7 @@ def test_a_constant_channel_has_no_squares(kernels, shape, dtype):
         (lambda: ops.merge_statistics(ONE, SKIP, ONE[None]), "mean: expected a tensor"),
         (lambda: ops.merge_statistics(ONE > 0, W1, W1), "count is torch.bool"),
         (lambda: ops.merge_statistics(ONE.to("meta"), W1, W1), "count is .* on meta"),
+        (lambda: ops.merge_statistics(ONE.to(torch.float8_e5m2), W1, W1), "count is .*float8"),
         (lambda: ops.merge_statistics(ONE, W1.long(), W1.long()), "mean has dtype torch.int64"),
         (lambda: ops.merge_statistics(ONE, W1, W1.double()), "square has dtype torch.float64"),
         (lambda: _skip(norm_weight=None), "norm_weight: .* got NoneType"),
