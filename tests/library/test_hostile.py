@@ -97,6 +97,12 @@ def test_a_wrong_argument_is_named(call, message):
         call()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter")
+def test_the_interpreter_refuses_tensors_without_values():
+    with pytest.raises(ops.KernelsUnavailable, match="kernels='triton': the tensors are on meta"):
+        ops.norm_statistics(X.to("meta"), kernels="triton")
+
+
 def _agrees_with_the_oracle(problem, kernels):
     value = problem.fuse(kernels)
     cotangent = torch.ones_like(value)
