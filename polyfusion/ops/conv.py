@@ -78,8 +78,8 @@ def check_conv(name: str, x: Tensor, weight_name: str, weight: Tensor, axis: int
 
 def check_step(name: str, value: Any, least: int) -> None:
     """Raise ``ValueError`` unless a stride or padding is an integer of at least ``least``."""
-    if not isinstance(value, (int, torch.SymInt)) or value < least:
-        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+    if not isinstance(value, (int, torch.SymInt)) or not least <= value < 2**31:
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}, below 2**31")
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, up: bool, method: str) -> Tensor:

@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.dispatch import backend, resolve, transformed
+from polyfusion.dispatch import DTYPES, backend, resolve, transformed
 from polyfusion.kernels.eager.norm import CHANNELS, norm_plain
 from polyfusion.kernels.layout import Norm, per_clip, sum_dtype
 from polyfusion.ops.register import register
-from polyfusion.ops.views import check_dtype, check_number, check_shape, describe, shape_of
+from polyfusion.ops.views import (
+    check_alike,
+    check_dtype,
+    check_layout,
+    check_number,
+    check_shape,
+    describe,
+    shape_of,
+)
 
 
 def norm_activation(
@@ -89,24 +97,30 @@ def norm_statistics(
     """
     check_norm(u, s)
     chosen = resolve(kernels, [u])
-    count = u.numel() // max(1, u.shape[1])
     with torch.no_grad():
         mean, square = backend(chosen, "norm").norm_statistics(u, s)
-    return count, mean, square
+    return u.shape[0] * u.shape[2:].numel(), mean, square
 
 
 def merge_statistics(count: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and M2 of everything, from those of P parts: (P,), (P, C) and (P, C).
 
-    Chan's formula: no difference of large sums, so nothing is lost at a large mean.
+    Chan's formula: no difference of large sums, so nothing is lost at a large mean. Raises
+    ``ValueError`` naming the argument whose shape, dtype or device does not fit.
     """
     for name, value in (("count", count), ("mean", mean), ("square", square)):
         axes = 1 if name == "count" else 2
         if not isinstance(value, Tensor) or value.ndim != axes or len(value) != len(count):
             letters = "(P,)" if axes == 1 else "(P, C)"
             raise ValueError(f"{name}: expected a tensor {letters}, got {describe(value)}")
+        check_layout(name, value)
     check_shape("square", square, "(P, C) as mean", shape_of(mean))
-    share = (count / count.sum().clamp_min(1)).to(mean.dtype).unsqueeze(1)
+    check_alike(mean=mean, square=square)
+    if count.dtype not in (torch.int32, torch.int64, *DTYPES) or count.device != mean.device:
+        raise ValueError(
+            f"count is {count.dtype} on {count.device}, expected integers on {mean.device} as mean"
+        )
+    share = (count.double() / count.sum().clamp_min(1)).to(mean.dtype).unsqueeze(1)
     merged = (mean * share).sum(0)
     apart = (mean - merged).square() * count.to(mean.dtype).unsqueeze(1)
     return count.sum(), merged, (square + apart).sum(0)

@@ -4,6 +4,7 @@ Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m output
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from polyfusion.dispatch import DTYPES
+
+_LARGEST = sys.float_info.max  # an integer can be larger, and is no number to a kernel then
 
 
 def autocast(*arguments: Any) -> tuple[Any, ...]:
@@ -61,7 +64,7 @@ def check_layout(name: str, tensor: Tensor) -> None:
 def check_number(name: str, value: Any, least: float = -math.inf) -> None:
     """Raise ``ValueError`` unless ``value`` is a finite number, at least ``least``."""
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) or not (
-        least <= value and -math.inf < value < math.inf
+        least <= value and -_LARGEST <= value <= _LARGEST
     ):
         bound = "" if least == -math.inf else f" of at least {least}"
         raise ValueError(f"{name}={value!r}: expected a finite number{bound}")

@@ -14,7 +14,8 @@ SPEECH, IDENTITY = torch.zeros(2, 3, 4), torch.zeros(2, 5)
 VIEWS, FACTORS = [SPEECH, IDENTITY], [torch.zeros(5, 6), torch.zeros(6, 6)]
 OUT, CORE = torch.zeros(7, 6), torch.zeros(6, 6, 6)
 X, SKIP = torch.zeros(4, 3, 2, 2), torch.zeros(2, 3, 2, 2)
-W3, W4, ONE = torch.zeros(3, 3, 3, 3), torch.zeros(3, 3, 4, 4), torch.ones(3)
+W1, W3, W4 = torch.zeros(3, 3), torch.zeros(3, 3, 3, 3), torch.zeros(3, 3, 4, 4)
+ONE = torch.ones(3)
 
 
 def _train(core):
@@ -66,9 +67,15 @@ def test_a_constant_channel_has_no_squares(kernels, shape, dtype):
         (lambda: ops.norm_activation(X.to_sparse(), None, ONE, ONE), "u has layout"),
         (lambda: ops.norm_activation(X, None, ONE, ONE, eps=-1.0), "eps=-1.0"),
         (lambda: ops.norm_activation(X, None, ONE, ONE, eps=float("nan")), "eps=nan"),
+        (lambda: ops.norm_activation(X, None, ONE, ONE, eps=10**400), "eps=1000"),
         (lambda: ops.norm_activation(X, None, ONE, ONE, slope=None), "slope=None"),
         (lambda: ops.merge_statistics(2, ONE[None], ONE[None]), "count: expected a tensor"),
         (lambda: ops.merge_statistics(ONE, SKIP, ONE[None]), "mean: expected a tensor"),
+        (lambda: ops.merge_statistics(ONE > 0, W1, W1), "count is torch.bool"),
+        (lambda: ops.merge_statistics(ONE.to("meta"), W1, W1), "count is .* on meta"),
+        (lambda: ops.merge_statistics(ONE.to(torch.float8_e5m2), W1, W1), "count is .*float8"),
+        (lambda: ops.merge_statistics(ONE, W1.long(), W1.long()), "mean has dtype torch.int64"),
+        (lambda: ops.merge_statistics(ONE, W1, W1.double()), "square has dtype torch.float64"),
         (lambda: _skip(norm_weight=None), "norm_weight: .* got NoneType"),
         (lambda: _skip(skip=None), "skip: .* got NoneType"),
         (lambda: _skip(weight_skip=None), "weight_skip: .* got NoneType"),
@@ -78,6 +85,7 @@ def test_a_constant_channel_has_no_squares(kernels, shape, dtype):
         (lambda: _up(padding=0.5), "padding=0.5"),
         (lambda: _up(stride=0), "stride=0"),
         (lambda: _up(stride=-2), "stride=-2"),
+        (lambda: _up(stride=10**400), "stride=1000"),
         (lambda: _up(norm_bias=None), "norm_bias: .* got NoneType"),
         (lambda: _up(weight=W4.to_sparse()), "weight has layout"),
         (lambda: ops.final_block(X, None), "weight: .* got NoneType"),
@@ -87,6 +95,12 @@ def test_a_constant_channel_has_no_squares(kernels, shape, dtype):
 def test_a_wrong_argument_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run in the interpreter")
+def test_the_interpreter_refuses_tensors_without_values():
+    with pytest.raises(ops.KernelsUnavailable, match="kernels='triton': the tensors are on meta"):
+        ops.norm_statistics(X.to("meta"), kernels="triton")
 
 
 def _agrees_with_the_oracle(problem, kernels):

@@ -173,6 +173,37 @@ def test_statistics_merge():
         assert relative_error(merged[2] / merged[0], exact) < 1e-5
 
 
+def test_statistics_of_doubles_merge_in_doubles():
+    count, mean = torch.tensor([44, 39]), torch.tensor([[-0.75], [1.0]]).double()
+    _, merged, _ = ops.merge_statistics(count, mean, mean.square())
+    assert abs(merged.item() - (44 * -0.75 + 39) / 83) < 1e-15
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_count_of_maps_without_channels(kernels):
+    assert ops.norm_statistics(torch.zeros(4, 0, 2, 3), kernels=kernels)[0] == 24
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_sliced_vectors_beside_channels_last_maps(kernels):
+    """PyTorch's own normalisation reads the values between them there."""
+    u, _, *vectors = draw((2, 3, 4, 2, 2), False)
+    vectors += [vectors[0] * 0.1, vectors[1].square() + 0.5]
+    u = u.contiguous(memory_format=torch.channels_last)
+    sliced = [torch.stack([x, torch.full_like(x, torch.nan)], 1)[:, 0] for x in vectors]
+
+    def gradients(weight, bias, *given):
+        leaves = [x.detach().requires_grad_() for x in (u, weight, bias)]
+        y = ops.norm_activation(*leaves[:1], None, *leaves[1:], *given, kernels=kernels)[0]
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+        return [y, *first, *second]
+
+    for given in (2, 4):
+        pairs = zip(gradients(*sliced[:given]), gradients(*vectors[:given]), strict=True)
+        assert all(relative_error(found, expected) < 1e-12 for found, expected in pairs)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 def test_module_is_batch_norm(kernels, slope):

@@ -127,8 +127,11 @@ def _dot(g: Tensor, u: Tensor, s: Tensor | None, mean: Tensor) -> Tensor:
 
 
 def _accumulated(u: Tensor, *per_channel: Any) -> list[Any]:
-    """In the dtype of sums: PyTorch's normalisation takes no other, unless it is u's."""
-    return [None if x is None else x.to(sum_dtype(u)) for x in per_channel]
+    """In the dtype of sums: PyTorch's normalisation takes no other, unless it is u's.
+
+    And dense: beside channels-last maps it reads every vector as if its values were neighbours.
+    """
+    return [None if x is None else x.to(sum_dtype(u)).contiguous() for x in per_channel]
 
 
 def _maps(per_channel: Tensor) -> Tensor:
