@@ -1,0 +1,437 @@
+"""Checkpoints of the published system: taken in, they make its frames; given back, they are equal.
+
+The published network is laid out here once more, in plain modules with the published names.
+"""
+
+import itertools
+import os
+import pickle
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model.published import STATES, published_config, published_tensors
+from tests.train.helpers import CPU, TINY, run
+from train import sda
+from train.data.landmarks import FIVE, align_landmarks
+from train.errors import UserError
+from train.evaluate import EvaluateConfig, evaluate
+from train.export import ExportConfig, export
+from train.run.checkpoint import load_run, read_checkpoint
+
+
+@dataclass(frozen=True)
+class Sizes:
+    height: int = 32
+    width: int = 24
+    depth: int = 3
+    base: int = 4
+    speech: int = 16
+    identity: int = 8
+    noise: int = 3
+
+
+SMALL, PUBLISHED = Sizes(), Sizes(128, 96, 5, 64, 256, 128, 10)
+GRID, CREMA, TIMIT = (40_000, 25), (16_000, 30), (48_000, 30)
+
+
+class Speech(nn.Module):
+    def __init__(self, z: Sizes, rate: int):
+        super().__init__()
+        widths = [z.speech >> i for i in (4, 3, 2, 1, 0)]
+        layers = [(rate // 200, rate // 1000, rate // 500), *[(4, 2, 1)] * 3, (10, 5, 3)]
+        pairs = zip([1, *widths], widths, layers, strict=False)
+        self.encoder = nn.Module()
+        self.encoder.cl = nn.ModuleList(
+            [*(nn.Conv1d(i, o, *layer) for i, o, layer in pairs), nn.Conv1d(z.speech, z.speech, 5)]
+        )
+        self.encoder.activations = nn.ModuleList(
+            [*(nn.Sequential(nn.BatchNorm1d(o), nn.ReLU()) for o in widths), nn.Tanh()]
+        )
+        self.rnn = nn.GRU(z.speech, z.speech, 2, batch_first=True)
+
+    def forward(self, windows):
+        x = windows.unsqueeze(1)
+        for conv, activation in zip(self.encoder.cl, self.encoder.activations, strict=True):
+            x = activation(conv(x))
+        return self.rnn(x.squeeze(2).unsqueeze(0))[0][0]  # (T, a)
+
+
+class Identity(nn.Module):
+    def __init__(self, z: Sizes):
+        super().__init__()
+        widths = [3, *(z.base << i for i in range(z.depth))]
+        self.cl = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 4, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+            for i, o in itertools.pairwise(widths)
+        )
+        bottom = (z.height >> z.depth, z.width >> z.depth)
+        last = nn.Conv2d(widths[-1], z.identity, bottom, bias=False)
+        self.cl.append(nn.Sequential(last, nn.Tanh()))
+
+    def forward(self, still):
+        maps = [still]
+        for layer in self.cl:
+            maps.append(layer(maps[-1]))
+        return maps[-1].flatten(1), maps[1:-1]
+
+
+class Stage(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.dcl1 = nn.ConvTranspose2d(2 * c, c, 3, padding=1, bias=False)
+        self.dcl2 = nn.ConvTranspose2d(c, c // 2, 4, 2, 1, bias=False)
+        self.activation1 = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU())
+        self.activation2 = nn.Sequential(nn.BatchNorm2d(c // 2), nn.ReLU())
+
+    def forward(self, x, skip):
+        x = self.activation1(self.dcl1(torch.cat([x, skip], 1)))
+        return self.activation2(self.dcl2(x))
+
+
+class Drawing(nn.Module):
+    def __init__(self, z: Sizes):
+        super().__init__()
+        self.rnn_noise = nn.GRU(z.noise, z.noise, batch_first=True)
+        top = z.base << (z.depth - 1)
+        size, bottom = z.speech + z.noise + z.identity, (z.height >> z.depth, z.width >> z.depth)
+        first = nn.ConvTranspose2d(size, top, bottom, bias=False)
+        self.dcl = nn.ModuleList(
+            [
+                nn.Sequential(first, nn.BatchNorm2d(top), nn.ReLU()),
+                *(Stage(top >> i) for i in range(z.depth - 1)),
+                nn.ConvTranspose2d(z.base, 3, 4, 2, 1, bias=False),
+            ]
+        )
+
+    def forward(self, speech, identity, noise, skips):
+        noise = self.rnn_noise(noise)[0][0].tanh()
+        count = len(speech)
+        x = torch.cat([speech, noise, identity.repeat(count, 1)], 1)[:, :, None, None]
+        x = self.dcl[0](x)
+        for stage, skip in zip(self.dcl[1:-1], skips[:0:-1], strict=True):
+            x = stage(x, skip.repeat(count, 1, 1, 1))
+        return self.dcl[-1](x).tanh()
+
+
+class System(nn.Module):
+    """The published system: still (1, 3, H, W), sound (N,), noise (1, T, n) → (T, 3, H, W)."""
+
+    def __init__(self, z: Sizes, rates: tuple[int, int]):
+        super().__init__()
+        self.z, (self.rate, self.fps) = z, rates
+        self.stride = self.rate // self.fps
+        self.encoder, self.encoder_id = Speech(z, self.rate), Identity(z)
+        self.generator = Drawing(z)
+
+    def forward(self, still, sound, noise):
+        padding = self.rate // 5 - self.stride
+        left = sound.new_zeros(padding // 2)
+        right = sound.new_zeros(padding - padding // 2)
+        padded = torch.cat([left, sound, right])
+        count = (len(padded) - self.rate // 5) // self.stride + 1
+        starts = range(0, count * self.stride, self.stride)
+        windows = torch.stack([padded[i : i + self.rate // 5] for i in starts])
+        identity, skips = self.encoder_id(still)
+        return self.generator(self.encoder(windows), identity, noise, skips)
+
+    def inputs(self, frames: int = 7):
+        """A still, sound that ends just before a whole frame, and the noise of seed 1."""
+        rng = torch.Generator().manual_seed(0)
+        still = torch.rand(1, 3, self.z.height, self.z.width, generator=rng) * 2 - 1
+        sound = torch.rand(frames * self.stride + self.stride - 1, generator=rng) * 2 - 1
+        rng = torch.Generator().manual_seed(1)
+        return still, sound, 0.33 * torch.randn(1, frames, self.z.noise, generator=rng)
+
+    def checkpoint(self) -> dict:
+        face = np.random.default_rng(0).uniform(6, 18, (68, 2))
+        states = ("encoder", "encoder_id", "generator")
+        return {name: getattr(self, name).state_dict() for name in states} | {
+            "mean_face": face,
+            "img_size": (self.z.height, self.z.width),
+            "audio_rate": self.rate,
+            "video_rate": self.fps,
+            "audio_feat_len": 0.2,
+            "audio_feat_samples": self.rate // 5,
+            "id_enc_dim": self.z.identity,
+            "rnn_gen_dim": self.z.speech,
+            "aud_enc_dim": self.z.speech,
+            "aux_latent": self.z.noise,
+            "sequential_noise": True,
+        }
+
+
+def system(z: Sizes = SMALL, rates: tuple[int, int] = CREMA) -> System:
+    """Random weights; the normalisations' statistics are those of the inputs, so that no layer
+    fades or saturates."""
+    torch.manual_seed(2)
+    made = System(z, rates)
+    norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.normal_(norm.weight, 0.7, 0.1)
+        nn.init.normal_(norm.bias, 0.0, 0.2)
+    with torch.no_grad():
+        made(*made.inputs())
+    return made.eval().requires_grad_(False)
+
+
+def save(path, whole, **options):
+    """In the format of the published files, from before torch.save wrote archives."""
+    torch.save(whole, path, _use_new_zipfile_serialization=False, **options)
+    return path
+
+
+@pytest.mark.parametrize("rates", [GRID, CREMA, TIMIT])
+def test_an_imported_checkpoint_makes_the_published_frames(tmp_path, rates):
+    published = system(SMALL, rates)
+    whole = published.checkpoint()
+    source = save(tmp_path / "grid.dat", whole | {"epoch": 3, "remarks": ["extra"]})
+    out = sda.import_checkpoint(source, tmp_path / "out")
+    config, model = load_run(out, CPU, "eager")
+    assert (config.model.sample_rate, config.model.fps) == rates
+    still, sound, noise = published.inputs()
+    made = model(still, sound[None], torch.Generator().manual_seed(1))[0]
+    expected = published.double()(still.double(), sound.double(), noise.double())
+    assert made.shape == expected.shape
+    assert expected.std() > 0.05
+    assert (expected[1:] - expected[:-1]).abs().mean() > 0.005  # sound and noise count
+    assert (made - expected).abs().max() < 1e-5
+    cut = published(still.double(), sound[: 7 * published.stride].double(), noise.double())
+    assert (cut - expected)[-1].abs().max() > 1e-3  # sound beyond the last whole frame is heard
+
+    sda.export_checkpoint(out, tmp_path / "again.dat")
+    again = torch.load(tmp_path / "again.dat", weights_only=False)  # as the published code does
+    assert again.keys() == whole.keys()
+    for name, value in whole.items():
+        if isinstance(value, dict):
+            assert again[name].keys() == value.keys()
+            for key, tensor in value.items():
+                other = again[name][key]
+                assert other.dtype == tensor.dtype, key
+                assert other.is_contiguous(), key
+                assert torch.equal(other, tensor), key
+        elif name == "mean_face":
+            assert again[name].dtype == value.dtype
+            assert np.array_equal(again[name], value)
+        else:
+            assert (again[name], type(again[name])) == (value, type(value)), name
+
+
+@pytest.mark.parametrize(
+    ("rates", "speech"), [(GRID, 1_492_816), (CREMA, 1_490_896), (TIMIT, 1_493_456)]
+)
+def test_the_published_sizes(rates, speech):
+    """Tensor counts and shapes of the published files, which are not at hand."""
+    with torch.device("meta"):
+        whole = System(PUBLISHED, rates).checkpoint()
+    config = published_config(whole, 64)
+    expected = {f"{s}.{name}": x.shape for s in STATES for name, x in whole[s].items()}
+    found = published_tensors(config)
+    assert {name: x.shape for name, x in found.items()} == expected
+    counts = [sum(name.startswith(s + ".") for name in found) for s in STATES]
+    assert counts == [45, 31, 59]
+    sizes = [
+        sum(x.numel() for name, x in whole[s].items() if "running" not in name and x.ndim)
+        for s in STATES
+    ]
+    assert sizes == [speech, 12_721_024, 41_061_652]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return system().checkpoint()
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A run at the rates of the prepared set of the tests."""
+    folder = tmp_path_factory.mktemp("sda")
+    whole = system(SMALL, (16_000, 25)).checkpoint()
+    return sda.import_checkpoint(save(folder / "a.dat", whole), folder / "run")
+
+
+def test_an_imported_run_is_evaluated_and_exported(imported, data, tmp_path):
+    row = evaluate(
+        EvaluateConfig(imported, data=str(data), landmarks="none", clips=1, kernels="eager")
+    )
+    assert row["psnr"].value is not None
+    small = export(ExportConfig(imported, tmp_path / "half"))
+    assert load_run(small, CPU)[0].places == load_run(imported, CPU)[0].places
+    with pytest.raises(UserError, match="half: no run of"):
+        sda.export_checkpoint(small, tmp_path / "back.dat")
+
+
+def test_training_takes_the_encoders_of_an_imported_run(imported, data, tmp_path, monkeypatch):
+    sizes = ["--model.audio-layers", "2", "--model.noise-dim", "3"]
+    where = ["--encoders", str(imported), "--data", str(data), "--out", str(tmp_path / "run")]
+    assert run([*TINY, *sizes, *where, "--steps", "1"], monkeypatch) == 0
+    before, after = read_checkpoint(imported)[0], read_checkpoint(tmp_path / "run")[0]
+    encoders = ("model.identity.", "model.audio.", "model.noise.")
+    names = [name for name in before if name.startswith(encoders)]
+    assert len(names) == 45 + 19 + 4
+    for name in names:
+        assert torch.equal(before[name], after[name]), name
+
+
+def test_faces_are_aligned_to_the_mean_face(imported, small):
+    config, _ = load_run(imported, CPU)
+    five = small["mean_face"][list(FIVE)]
+    places = np.array(config.places)
+    # Frames of 32×24 are a quarter of those that places are given in, pixel by pixel.
+    np.testing.assert_allclose((places + 0.5) / 4 - 0.5, five)
+    landmarks = np.zeros((1, 68, 2))
+    landmarks[0, FIVE] = [10, 150] + 5 * five[:, ::-1] * [1, -1]  # turned, and five times as large
+    for (x, y), place in zip(landmarks[0, FIVE].round().astype(int), five, strict=True):
+        picture = np.zeros((1, 200, 200, 3), np.uint8)
+        picture[0, y - 4 : y + 5, x - 4 : x + 5] = 255
+        aligned = align_landmarks(picture, landmarks, (32, 24), places)[0, 0].astype(float)
+        seen = np.array([aligned.sum(0) @ np.arange(24), aligned.sum(1) @ np.arange(32)])
+        np.testing.assert_allclose(seen / aligned.sum(), place, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w["encoder"].pop("rnn.bias_hh_l1"), "encoder.rnn.bias_hh_l1 is missing"),
+        (lambda w: w["generator"].update(extra=torch.ones(1)), "generator.extra is unknown"),
+        (lambda w: w["generator"].update({"dcl.3.weight": [1]}), "dcl.3.weight is a list"),
+        (
+            lambda w: w.update(audio_rate=40_000, audio_feat_samples=8000),
+            r"encoder.encoder.cl.0.weight has shape \(1, 1, 80\), expected \(1, 1, 200\)",
+        ),
+        (lambda w: w["encoder_id"]["cl.0.1.bias"].fill_(torch.nan), "cl.0.1.bias has values"),
+        (lambda w: w["encoder_id"]["cl.0.1.running_var"].neg_(), "cl.0.1.running_var has a neg"),
+        (
+            lambda w: w["generator"].update({"dcl.3.weight": torch.zeros(4, 3, 4, 4).half()}),
+            "generator.dcl.3.weight is of torch.float16",
+        ),
+        (
+            lambda w: w["generator"].update({"dcl.3.weight": torch.zeros(1).expand(4, 3, 4, 4)}),
+            "generator.dcl.3.weight is not contiguous",
+        ),
+        (lambda w: w["encoder_id"].pop("cl.0.0.weight"), "cl.0.0.weight is missing"),
+        (lambda w: w.pop("generator"), "no generator there"),
+        (lambda w: w.update(encoder=[1]), "encoder is a list"),
+        (lambda w: w.pop("mean_face"), "no mean_face there"),
+        (lambda w: w.update(mean_face=np.zeros((68, 3))), r"mean_face of shape \(68, 3\)"),
+        (lambda w: w.update(mean_face=np.zeros((68, 2))), "mean_face .* apart"),
+        (lambda w: w.update(mean_face="face"), "mean_face is a str"),
+        (lambda w: w.update(mean_face=np.zeros((68, 2), int)), "mean_face .* floats"),
+        (lambda w: w.update(img_size=(32, 25)), "frames of 32×25"),
+        (lambda w: w.update(img_size=32), "img_size is 32"),
+        (lambda w: w.update(img_size=(2**70, 24)), "img_size"),
+        (lambda w: w.update(aux_latent=3.5), "aux_latent is 3.5"),
+        (lambda w: w.update(aux_latent=torch.ones(3)), "aux_latent is a Tensor"),
+        (lambda w: w.update(id_enc_dim=9), r"encoder_id.cl.3.0.weight has shape"),
+        (lambda w: w.update(audio_rate=44_100, audio_feat_samples=8820), "sample_rate=44100"),
+        (lambda w: w.update(audio_feat_len=0.3), "audio_feat_len is 0.3: expected 0.2"),
+        (lambda w: w.update(audio_feat_len=torch.ones(2)), "audio_feat_len is a Tensor"),
+        (lambda w: w.update(rnn_gen_dim=128), "rnn_gen_dim is 128: expected 16"),
+        (lambda w: w.update(sequential_noise=False), "sequential_noise is False"),
+        (lambda w: w.update(video_rate=0), "video_rate is 0"),
+        (lambda w: w.update(video_rate=float("nan")), "video_rate is nan"),
+    ],
+)
+def test_what_is_wrong_is_named(small, tmp_path, change, message):
+    whole = {
+        name: {k: v.clone() for k, v in value.items()} if isinstance(value, dict) else value
+        for name, value in small.items()
+    }
+    change(whole)
+    with pytest.raises(UserError, match=message) as error:
+        sda.import_checkpoint(save(tmp_path / "bad.dat", whole), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+class Hostile:
+    """Unpickled without care, it runs a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+@pytest.mark.parametrize("form", ["whole", "value", "state", "array", "pickle", "archive", "newer"])
+def test_a_hostile_file_runs_nothing(small, tmp_path, form):
+    trap = tmp_path / "trap"
+    evil, path = Hostile(trap), tmp_path / "bad.dat"
+    match form:
+        case "whole":
+            save(path, evil)
+        case "value":
+            save(path, small | {"audio_rate": evil})
+        case "state":
+            save(path, small | {"encoder": {**small["encoder"], "rnn.bias_ih_l0": evil}})
+        case "array":
+            save(path, small | {"mean_face": np.array([[evil]], dtype=object)})
+        case "pickle":
+            path.write_bytes(pickle.dumps(evil))
+        case "archive":
+            torch.save(small | {"audio_rate": evil}, path)
+        case "newer":
+            save(path, small | {"audio_rate": evil}, pickle_protocol=4)
+    with pytest.raises(UserError, match=r"bad\.dat: (asks for 'posix\.system'|not a file)"):
+        sda.import_checkpoint(path, tmp_path / "out")
+    assert not trap.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_from_before_numpy_2_and_archives_are_read(small, tmp_path):
+    whole = small | {"audio_rate": np.int64(16_000), "mean_face": small["mean_face"].astype("f4")}
+    path = save(tmp_path / "new.dat", whole)
+    content = path.read_bytes()
+    assert b"numpy._core.multiarray" in content
+    (tmp_path / "old.dat").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    torch.save(whole, tmp_path / "archive.dat")
+    for name in ("new", "old", "archive"):
+        found = sda.read_published(tmp_path / f"{name}.dat")
+        assert found.values["audio_rate"] == 16_000
+        assert np.array_equal(found.mean_face, whole["mean_face"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged"),
+        (b"not a checkpoint", "damaged"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2\n", "Git LFS pointer"),
+        (None, "No such file"),
+        ("cut", "damaged"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    small, tmp_path, monkeypatch, capsys, content, message
+):
+    path = tmp_path / "grid.dat"
+    if content == "cut":
+        content = save(path, small).read_bytes()[:-4000]
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["sda", "import", str(path), str(tmp_path / "out")])
+    assert sda.main() == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(imported, tmp_path, small, monkeypatch, capsys):
+    kept = tmp_path / "kept.dat"
+    kept.write_bytes(b"mine")
+    for arguments in (
+        ["export", imported, kept],
+        ["import", save(tmp_path / "a", small), tmp_path],
+    ):
+        monkeypatch.setattr(sys, "argv", ["sda", *map(str, arguments)])
+        assert sda.main() == 2
+    assert "exists already" in (said := capsys.readouterr().err)
+    assert "not empty" in said
+    assert kept.read_bytes() == b"mine"
