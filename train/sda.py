@@ -1,12 +1,11 @@
 """Take in the published system's checkpoints as runs, and give them back.
 
-    python -m train.sda import grid.dat OUT      OUT is a run: evaluate it, animate with it,
-                                                 or take its encoders
-    python -m train.sda export OUT again.dat     for the published code
+    python -m train.sda import grid.dat OUT      OUT is a run: evaluate it, or take its encoders
+    python -m train.sda export OUT again.dat     the file again, for the published code
 
-The published system is that of Vougioukas et al., IJCV 2019, with concatenation as its fusion
-(``sda`` is the name of its package). Its files are pickles. Nothing is unpickled but tensors, NumPy
-arrays, numbers, text and containers of them, and every tensor is checked before OUT is made.
+The published system is that of Vougioukas et al., IJCV 2019, whose package is called sda. Its files
+are pickles: of those nothing is unpickled but tensors, NumPy arrays, numbers, text and containers
+of them, and every tensor is checked before OUT is made.
 """
 
 import functools
@@ -45,7 +44,8 @@ MEAN_FACE = "mean_face"
 #: What a run keeps of a checkpoint beside the model: this tensor, and this record of its values.
 KEPT_TENSOR, KEPT_VALUES = f"sda.{MEAN_FACE}", "sda"
 
-Source = Annotated[Path, tyro.conf.Positional]
+File = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -62,13 +62,13 @@ class Published:
     """Sizes and rates, :data:`model.published.VALUES`."""
 
 
-def import_checkpoint(source: Source, out: Out) -> Path:
+def import_checkpoint(source: File, out: Out) -> Path:
     """Make a run of a checkpoint of the published system.
 
     Example: python -m train.sda import grid.dat runs/sda-grid
 
     Args:
-        source: File of the checkpoint: grid.dat, crema.dat or timit.dat.
+        source: Checkpoint: grid.dat, crema.dat or timit.dat.
         out: Directory to make; it must not hold anything yet.
 
     Returns:
@@ -97,7 +97,7 @@ def import_checkpoint(source: Source, out: Out) -> Path:
     return out
 
 
-def export_checkpoint(source: Source, out: Out) -> Path:
+def export_checkpoint(source: Run, out: Out) -> Path:
     """Write the checkpoint of the published system that a run was made of.
 
     Example: python -m train.sda export runs/sda-grid grid.dat

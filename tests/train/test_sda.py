@@ -384,6 +384,22 @@ def test_a_hostile_file_runs_nothing(small, tmp_path, form):
     assert not (tmp_path / "out").exists()
 
 
+def test_damage_anywhere_is_one_line_or_harmless(small, tmp_path):
+    """Bytes changed at random: another value of a weight, or an error that says so."""
+    content = save(tmp_path / "good.dat", small).read_bytes()
+    rng, path, messages = np.random.default_rng(7), tmp_path / "bad.dat", []
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[rng.integers(20_000)] ^= int(rng.integers(1, 256))  # most of it is the pickle's
+        path.write_bytes(damaged)
+        try:
+            sda.read_published(path)
+        except UserError as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert "\n" not in "".join(messages)
+
+
 def test_files_from_before_numpy_2_and_archives_are_read(small, tmp_path):
     whole = small | {"audio_rate": np.int64(16_000), "mean_face": small["mean_face"].astype("f4")}
     path = save(tmp_path / "new.dat", whole)
