@@ -11,6 +11,7 @@ of them, and every tensor is checked before OUT is made.
 import functools
 import inspect
 import re
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def import_checkpoint(source: File, out: Out) -> Path:
     write_run(out, config, {"model": model, KEPT_VALUES: face}, info)
     rates = f"--model.sample-rate {found.config.sample_rate} --model.fps {found.config.fps:g}"
     print(f"{out}: {len(found.tensors)} tensors of {source}; take its encoders with")
-    print(f"  python -m train --preset paper --encoders {out} {rates} --data PREPARED")
+    print(f"  python -m train --data PREPARED --encoders {shlex.quote(str(out))} {rates}")
     return out
 
 
@@ -131,8 +132,9 @@ def export_checkpoint(source: Run, out: Out) -> Path:
     try:
         with replacing(out) as temporary:
             torch.save(whole, temporary, _use_new_zipfile_serialization=False)
-    except (OSError, RuntimeError) as error:  # a full disk is the latter
-        raise UserError(f"{out}: cannot be written ({error})") from None
+    except (OSError, RuntimeError) as error:  # of PyTorch's own writing, the latter
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{out}: cannot be written ({reason})") from None
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return out
 
