@@ -92,9 +92,10 @@ def import_checkpoint(source: File, out: Out) -> Path:
     )
     info = {"step": 0, KEPT_VALUES: as_json(found.values)}
     write_run(out, config, {"model": model, KEPT_VALUES: face}, info)
-    rates = f"--model.sample-rate {found.config.sample_rate} --model.fps {found.config.fps:g}"
     print(f"{out}: {len(found.tensors)} tensors of {source}; take its encoders with")
-    print(f"  python -m train --data PREPARED --encoders {shlex.quote(str(out))} {rates}")
+    options = f"--model.sample-rate {found.config.sample_rate} --model.fps {found.config.fps:g}"
+    options += f" --encoders {shlex.quote(str(out))}"
+    print(f"  python -m train --preset paper --data PREPARED {options}")
     return out
 
 
