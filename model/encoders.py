@@ -38,7 +38,8 @@ def audio_windows(audio: Tensor, window: int, stride: int) -> Tensor:
     """Cut waveforms (B, N) into one window per frame: (B, T, window), T = floor(N / stride).
 
     The audio is zero-padded by floor((window − stride) / 2) on the left and the rest on the right,
-    so that frame t sits in the middle of its window.
+    so that frame t sits in the middle of its window. Sound beyond the last whole frame gets no
+    window, but the last windows hear it, as in the published system.
     """
     frames = audio.shape[1] // stride
     if frames == 0:
@@ -46,8 +47,7 @@ def audio_windows(audio: Tensor, window: int, stride: int) -> Tensor:
             f"audio of {audio.shape[1]} samples: expected at least one frame, {stride}"
         )
     left = (window - stride) // 2
-    audio = F.pad(audio[:, : frames * stride], (left, window - stride - left))
-    return audio.unfold(1, window, stride)
+    return F.pad(audio, (left, window - stride - left)).unfold(1, window, stride)
 
 
 class AudioWindowEncoder(nn.Module):

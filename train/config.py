@@ -218,6 +218,9 @@ class TrainConfig:
     alignment: Annotated[str, tyro.conf.Suppress] = "none"
     """How the faces of the set were aligned (``--landmarks`` of ``train.prepare``), which a still
     must be too; read from the set."""
+    places: Annotated[tuple[tuple[float, float], ...] | None, tyro.conf.Suppress] = None
+    """Places (x, y), in a frame of 96 by 128 pixels, of the five points that alignment by landmarks
+    takes there (default: those of ``train.data.landmarks``); imported checkpoints bring theirs."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -271,6 +274,8 @@ class TrainConfig:
         values["loss"] = LossConfig(**values["loss"])
         values["model"] = ModelConfig(**values["model"])
         values["betas"] = tuple(values["betas"])
+        if values.get("places") is not None:
+            values["places"] = tuple(map(tuple, values["places"]))
         for name in ("out", "resume"):
             values[name] = Path(values[name]) if values[name] else None
         return TrainConfig(**values)

@@ -11,12 +11,13 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import nn
 
-from train.config import CONFIG_FILE, load_config
+from train.config import CONFIG_FILE, TrainConfig, load_config
 from train.errors import UserError, run
 from train.files import write_json
 from train.run.checkpoint import CHECKPOINT_FILE, load_run, read_checkpoint, save_checkpoint
@@ -40,19 +41,27 @@ def export(config: ExportConfig) -> Path:
     settings = dataclasses.replace(load_config(config.source), out=None, resume=None, average=0.0)
     _, model = load_run(config.source, torch.device("cpu"), "eager")
     _, info = read_checkpoint(config.source)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        if any(config.out.iterdir()):
-            raise UserError(f"{config.out}: not empty; choose another directory")
-        record = settings.to_dict() | {"data": Path(settings.data).name}
-        write_json(config.out / CONFIG_FILE, record)
-        info = {"step": info["step"], "config": record}
-        save_checkpoint(config.out / CHECKPOINT_FILE, {"model": model.half()}, {}, info)
-    except OSError as error:
-        raise UserError(f"{config.out}: cannot be written ({error.strerror})") from None
+    settings = dataclasses.replace(settings, data=Path(settings.data).name)
+    write_run(config.out, settings, {"model": model.half()}, {"step": info["step"]})
     size = (config.out / CHECKPOINT_FILE).stat().st_size / 1e6
     print(f"{config.out}: the weights of step {info['step']}, {size:.1f} MB")
     return config.out
+
+
+def write_run(
+    out: Path, config: TrainConfig, modules: dict[str, nn.Module], info: dict[str, Any]
+) -> None:
+    """Write a run directory to use and not to go on with, ``info`` and ``config`` in its
+    checkpoint; :class:`UserError` if ``out`` is in use or cannot be written."""
+    record = config.to_dict()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"{out}: not empty; choose another directory")
+        write_json(out / CONFIG_FILE, record)
+        save_checkpoint(out / CHECKPOINT_FILE, modules, {}, {**info, "config": record})
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def main() -> int:

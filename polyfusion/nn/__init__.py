@@ -24,6 +24,7 @@ from polyfusion.nn.fusion import (
     WithinViewFusion,
     make_fusion,
 )
+from polyfusion.nn.published import load_published
 
 __all__ = [
     "FUSIONS",
@@ -43,6 +44,7 @@ __all__ = [
     "UpConvBlock",
     "WithinView",
     "WithinViewFusion",
+    "load_published",
     "make_fusion",
     "merge_skip_weight",
     "split_skip_weight",

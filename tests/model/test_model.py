@@ -110,6 +110,16 @@ def test_audio_windows_are_centred_on_their_frames():
     assert torch.equal(windows[0, 0, :320], torch.zeros(320))
 
 
+def test_sound_beyond_the_last_whole_frame_is_heard():
+    """The last window is of the padded sound, not of the padded frames; there is none more."""
+    audio = torch.rand(1, 1600 + 159)
+    windows = audio_windows(audio, 800, 160)
+    assert windows.shape == (1, 10, 800)
+    assert torch.equal(windows[0, 9, : 480 + 159], audio[0, 1120:])
+    assert not windows[0, 9, 480 + 159 :].any()
+    assert torch.equal(windows[:, :7], audio_windows(audio[:, :1600], 800, 160)[:, :7])
+
+
 def test_a_clip_without_a_whole_frame_of_audio_is_an_error():
     with pytest.raises(ValueError, match="at least one frame"):
         audio_windows(torch.zeros(1, 100), 800, 160)

@@ -203,10 +203,16 @@ def predict(frames: np.ndarray, boxes: np.ndarray, predictor: Any) -> np.ndarray
 
 
 def align_landmarks(
-    frames: np.ndarray, landmarks: np.ndarray, size: tuple[int, int] = FRAME
+    frames: np.ndarray,
+    landmarks: np.ndarray,
+    size: tuple[int, int] = FRAME,
+    places: np.ndarray = PLACES,
 ) -> np.ndarray:
-    """Align frames (T, H, W, 3) uint8 by landmarks (T, 68, 2): (T, 3, *size) uint8."""
-    return warp(frames, smooth(landmarks[:, FIVE]), size, PLACES)
+    """Align frames (T, H, W, 3) uint8 by landmarks (T, 68, 2): (T, 3, *size) uint8.
+
+    ``places`` (5, 2) are where the five points belong, in a 96 x 128 frame.
+    """
+    return warp(frames, smooth(landmarks[:, FIVE]), size, places)
 
 
 def smooth(points: np.ndarray) -> np.ndarray:
