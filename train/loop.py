@@ -182,7 +182,7 @@ def resume(trainer: BaseTrainer, run: Path) -> int:
         return 0
     tensors, info = read_checkpoint(run)
     load_modules(trainer.modules, tensors, run)
-    load_optimizers(trainer.optimizers, tensors)
+    load_optimizers(trainer.optimizers, tensors, info, run)
     return int(info["step"])
 
 
@@ -201,8 +201,9 @@ def check_finite(
     bad = [name for name, value in terms.items() if not value.isfinite()] or ["a loss"]
     kept = f"the checkpoint of step {saved} stays in {run}" if saved else "no checkpoint yet"
     raise UserError(
-        f"{', '.join(bad)} is not finite at step {step}; {kept}; "
-        "try smaller learning rates (--lr-generator, --lr-frame)"
+        f"{', '.join(bad)} is not finite at step {step}; {kept}; go on with: {how_to_go_on(run)} "
+        "(if it comes again at this step, the machine is not to blame, and other settings may "
+        "help: --precision fp32, smaller --lr-generator and --lr-frame)"
     )
 
 

@@ -1,4 +1,9 @@
-"""Checkpoints: one safetensors file with everything a run needs to go on, replaced atomically."""
+"""Checkpoints: safetensors files with everything a run needs to go on, replaced atomically.
+
+RUN/checkpoint.safetensors        the newest
+RUN/checkpoint-000120.safetensors the one of step 120, kept in case the newest is damaged
+RUN/best.safetensors              the model alone, as it was at the best validation
+"""
 
 import dataclasses
 import json
@@ -6,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.talking_face import ENCODERS
 from train.config import TrainConfig, load_config
 from train.errors import UserError
 from train.files import replacing
+from train.tensors import not_finite, read_tensors, write_tensors
 from train.trainer.base import build_model
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+_HEADER = "polyfusion"
+#: What Adam keeps for a parameter.
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
 
 def save_checkpoint(
@@ -25,32 +33,46 @@ def save_checkpoint(
     optimizers: dict[str, torch.optim.Optimizer],
     info: dict[str, Any],
 ) -> None:
-    """Write weights, Adam moments and ``info`` (JSON values); the old file stays until the end."""
+    """Write weights, Adam moments and ``info`` (JSON values); the old file stays until the end.
+
+    Raises :class:`UserError` that names the tensor if one is not finite; nothing is written then.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    trained: dict[str, list[int]] = {}
     for name, optimizer in optimizers.items():
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{name}.{index}.{key}": value for key, value in state.items()}
-    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+        state = optimizer.state_dict()["state"]
+        trained[name] = sorted(state)
+        for index, values in state.items():
+            tensors |= {f"adam.{name}.{index}.{key}": value for key, value in values.items()}
+    bad = not_finite(tensors)
+    if bad is not None:
+        raise UserError(f"{path}: not written, because {bad} has a value that is not finite")
+    header = {_HEADER: json.dumps({**info, "adam": trained})}
     with replacing(path, durable=True) as temporary:
-        save_file(tensors, temporary, metadata={"polyfusion": json.dumps(info)})
+        write_tensors(temporary, tensors, header)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and info of a checkpoint, or of the run directory that holds one."""
+    """Read tensors and info of a checkpoint, or of the run directory that holds one.
+
+    Raises :class:`UserError` that names what is missing, damaged or not finite. A file without
+    checksums, of an earlier version, is accepted.
+    """
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     try:
-        with safe_open(path, "pt") as file:
-            info = json.loads((file.metadata() or {}).get("polyfusion", "null"))
-            if info is None:
-                raise UserError(f"{path}: not a checkpoint of `python -m train`")
-            return {key: file.get_tensor(key) for key in file.keys()}, info  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
+        info = json.loads(metadata.get(_HEADER, "null"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with `python -m train`") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from None
+    step = info.get("step") if isinstance(info, dict) else None
+    if type(step) is not int or step < 0:
+        raise UserError(f"{path}: not a checkpoint of `python -m train`")
+    return tensors, info
 
 
 def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], source: Path) -> None:
@@ -72,20 +94,45 @@ def load_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor], sour
 
 
 def load_optimizers(
-    optimizers: dict[str, torch.optim.Optimizer], tensors: dict[str, Tensor]
+    optimizers: dict[str, torch.optim.Optimizer],
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    source: Path,
 ) -> None:
-    """Restore Adam moments and step counts."""
+    """Restore Adam moments and step counts; :class:`UserError` names what is missing of them."""
     for name, optimizer in optimizers.items():
         own, prefix = optimizer.state_dict(), f"adam.{name}."
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        own["state"] = {}
-        for key, value in tensors.items():
-            if key.startswith(prefix):
-                index, field = key[len(prefix) :].split(".")
-                if value.ndim:  # in the parameter's memory format: fused Adam needs that
-                    value = torch.empty_like(parameters[int(index)]).copy_(value)
-                own["state"].setdefault(int(index), {})[field] = value
+        state = _adam_state(tensors, prefix, parameters, source)
+        # a file of an earlier version does not say which parameters have a state: the generator's
+        unsaid = [] if state or name != "generator" else [0]
+        for index in info.get("adam", {}).get(name, unsaid):
+            if index not in state:
+                raise UserError(f"{source}: {prefix}{index}.exp_avg is missing")
+        own["state"] = state
         optimizer.load_state_dict(own)
+
+
+def _adam_state(
+    tensors: dict[str, Tensor], prefix: str, parameters: list[nn.Parameter], source: Path
+) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if not key.startswith(prefix):
+            continue
+        number, _, field = key[len(prefix) :].partition(".")
+        index = int(number) if number.isdecimal() else len(parameters)
+        shape = parameters[index].shape if index < len(parameters) else None
+        if shape is None or value.shape not in ((), shape):
+            raise UserError(f"{source}: {key} has no parameter of its shape; another model?")
+        if value.ndim:  # in the parameter's memory format: fused Adam needs that
+            value = torch.empty_like(parameters[index]).copy_(value)
+        state.setdefault(index, {})[field] = value
+    for index, fields in state.items():
+        for field in sorted(_ADAM ^ fields.keys()):
+            side = "missing" if field in _ADAM else "unknown"
+            raise UserError(f"{source}: {prefix}{index}.{field} is {side}")
+    return state
 
 
 def load_encoders(model: nn.Module, source: Path) -> None:
