@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.config import TrainConfig
-from train.data.batches import StepSampler, by_turns, make_loader, open_set
+from train.data.batches import StepSampler, by_turns, make_loader, open_set, stop_workers
 from train.data.prepared import PreparedSet, read_alignment
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
@@ -152,6 +152,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             if last or stop.code:
                 break
     finally:
+        stop_workers(batches)
         with suppress(OSError):
             bar.close()
         log.close()

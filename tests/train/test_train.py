@@ -1,6 +1,7 @@
 """The training command: configuration, checkpoints, logs, resumption and a user's mistakes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -203,6 +204,7 @@ def test_a_damaged_clip_is_named(data, tmp_path, monkeypatch, capsys, workers):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "not a readable clip file" in error
+    assert multiprocessing.active_children() == []  # this process would wait for them at its end
 
 
 def test_presets_differ_and_flags_override_them():
