@@ -27,6 +27,7 @@ RESUMABLE = {
     "log_every",
     "sample_every",
     "checkpoint_every",
+    "keep",
     "validate_every",
     "patience",
     "resume",
@@ -43,6 +44,7 @@ POSITIVE = (
     "sample_every",
     "validate_every",
     "checkpoint_every",
+    "keep",
     "validation_clips",
 )
 NOT_NEGATIVE = ("workers", "patience")
@@ -206,6 +208,9 @@ class TrainConfig:
     """Number of steps between two validations."""
     checkpoint_every: int = 500
     """Number of steps between two checkpoints."""
+    keep: int = 2
+    """Number of checkpoints to keep, in case the newest is damaged; the best model by validation is
+    kept beside them."""
     patience: int = 0
     """Number of validations in a row without a better PSNR after which the run stops; 0 means
     never."""

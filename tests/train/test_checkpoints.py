@@ -10,13 +10,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.train.helpers import CONFIG, batch, trainer
+from tests.train.helpers import CONFIG, TINY, batch, trainer
+from tests.train.helpers import run as command
 from train.errors import UserError
+from train.export import ExportConfig, export
 from train.files import write_json
 from train.loop import resume
 from train.metrics.score import MetricError
 from train.metrics.weights import load_network, save_network
-from train.run.checkpoint import CHECKPOINT_FILE, load_run, read_checkpoint, save_checkpoint
+from train.run.checkpoint import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    checkpoints,
+    load_run,
+    read_checkpoint,
+    save_checkpoint,
+)
+from train.run.directory import read_metrics
 from train.tensors import not_finite
 
 WEIGHT = "model.generator.final.weight"
@@ -171,3 +181,83 @@ def test_a_measuring_network_is_checked_too(tmp_path):
     path.write_bytes(content)
     with pytest.raises(MetricError, match="weight is damaged"):
         load_network(path, "a", torch.nn.Linear(5, 3), "…")
+
+
+@pytest.fixture(scope="module")
+def six_steps(data, tmp_path_factory):
+    """A run of six steps, checkpoints at 2, 4 and 6, validated at 3 and 6."""
+    out = tmp_path_factory.mktemp("six") / "run"
+    args = [*TINY, "--data", str(data), "--out", str(out), "--steps", "6", "--validate-every", "3"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert command([*args, "--sample-every", "100"], patch) == 0
+    return out
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if "speed" not in k} for line in read_metrics(run)]
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_the_run_ends_the_same(
+    six_steps, tmp_path, monkeypatch, capsys
+):
+    assert [path.name for path in checkpoints(six_steps)] == [
+        CHECKPOINT_FILE,
+        "checkpoint-000004.safetensors",
+    ]
+    run = shutil.copytree(six_steps, tmp_path / "run")
+    damage(run / CHECKPOINT_FILE)
+    capsys.readouterr()
+    load_run(run, torch.device("cpu"), "eager")
+    assert export(ExportConfig(run, tmp_path / "small")).is_dir()
+    said = capsys.readouterr().err.splitlines()
+    assert len(set(said)) == 1
+    assert said[0].startswith(f"{run / CHECKPOINT_FILE}: not a readable checkpoint (")
+    assert said[0].endswith(f"of step 4: {run / 'checkpoint-000004.safetensors'}")
+
+    assert command(["--resume", str(run)], monkeypatch) == 0
+    for one, other in zip(checkpoints(six_steps), checkpoints(run), strict=True):
+        a, b = read_checkpoint(one), read_checkpoint(other)
+        assert one.name == other.name
+        assert a[1]["step"] == b[1]["step"]
+        assert a[0].keys() == b[0].keys()
+        assert all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+    assert logged(run) == logged(six_steps)
+
+
+def test_a_run_without_a_good_checkpoint_is_refused(six_steps, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(six_steps, tmp_path / "run")
+    for path in checkpoints(run):
+        damage(path)
+    assert command(["--resume", str(run), "--steps", "7"], monkeypatch) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {run / CHECKPOINT_FILE}: not a readable checkpoint")
+
+
+def test_a_kill_while_the_names_change_leaves_a_checkpoint(six_steps, tmp_path, monkeypatch):
+    run = shutil.copytree(six_steps, tmp_path / "run")
+    (run / CHECKPOINT_FILE).unlink()
+    assert read_checkpoint(run)[1]["step"] == 4
+    assert command(["--resume", str(run), "--steps", "5", "--keep", "1"], monkeypatch) == 0
+    assert checkpoints(run) == [run / CHECKPOINT_FILE]
+    assert read_checkpoint(run)[1]["step"] == 5
+
+
+def test_the_best_model_by_validation_is_kept(six_steps, tmp_path, monkeypatch):
+    found = {line["step"]: line["val/psnr"] for line in logged(six_steps) if "val/psnr" in line}
+    assert sorted(found) == [3, 6]
+    tensors, info = read_checkpoint(six_steps / BEST_FILE)
+    assert info["step"] == max(found, key=lambda step: (found[step], -step))
+    assert {key.split(".")[0] for key in tensors} == {"model"}
+    run = shutil.copytree(six_steps, tmp_path / "run")
+    monkeypatch.setattr("train.loop.validate", lambda _: {"val/psnr": 0.0})
+    assert command(["--resume", str(run), "--steps", "7"], monkeypatch) == 0
+    assert read_checkpoint(run / BEST_FILE)[1] == info
+    config, model = load_run(run / BEST_FILE, torch.device("cpu"), "eager")
+    assert config.steps == 7
+    assert torch.equal(model.state_dict()[WEIGHT[6:]], tensors[WEIGHT])

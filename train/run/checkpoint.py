@@ -7,11 +7,15 @@ RUN/best.safetensors              the model alone, as it was at the best validat
 
 import dataclasses
 import json
+import os
+import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.talking_face import ENCODERS
@@ -22,6 +26,8 @@ from train.tensors import not_finite, read_tensors, write_tensors
 from train.trainer.base import build_model
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+BEST_FILE = "best.safetensors"
+_OLDER = re.compile(r"checkpoint-(\d+)\.safetensors")
 _HEADER = "polyfusion"
 #: What Adam keeps for a parameter.
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
@@ -32,10 +38,13 @@ def save_checkpoint(
     modules: dict[str, nn.Module],
     optimizers: dict[str, torch.optim.Optimizer],
     info: dict[str, Any],
+    keep: int = 0,
 ) -> None:
     """Write weights, Adam moments and ``info`` (JSON values); the old file stays until the end.
 
-    Raises :class:`UserError` that names the tensor if one is not finite; nothing is written then.
+    Of a run ``keep`` checkpoints stay: the one that is replaced under the name of its step, and so
+    on; 0 leaves what is beside ``path`` alone. Raises :class:`UserError` that names the tensor if
+    one is not finite; nothing is written then.
     """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -52,16 +61,80 @@ def save_checkpoint(
     header = {_HEADER: json.dumps({**info, "adam": trained})}
     with replacing(path, durable=True) as temporary:
         write_tensors(temporary, tensors, header)
+        if keep > 1:
+            _keep_older(path)
+    for older in _older(path.parent)[keep - 1 :] if keep else ():
+        older.unlink()
+
+
+def _keep_older(path: Path) -> None:
+    """Give a checkpoint that is about to be replaced the name of its step, if it can be read."""
+    with suppress(FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
+        with safe_open(path, "pt") as file:
+            step = json.loads(file.metadata()[_HEADER])["step"]
+        older = path.with_name(f"{path.stem}-{step:06d}{path.suffix}")
+        older.unlink(missing_ok=True)
+        try:
+            os.link(path, older)
+        except OSError:  # a file system without hard links
+            path.replace(older)
+
+
+def _older(run: Path) -> list[Path]:
+    """The checkpoints before the newest one, the last first."""
+    found = {path: _OLDER.fullmatch(path.name) for path in run.glob("checkpoint-*.safetensors")}
+    return sorted((p for p, match in found.items() if match), key=_step_of, reverse=True)
+
+
+def _step_of(older: Path) -> int:
+    return int(older.stem.rpartition("-")[2])
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run directory, the newest first."""
+    return [path for path in [run / CHECKPOINT_FILE, *_older(run)] if path.exists()]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and info of a checkpoint, or of the run directory that holds one.
 
-    Raises :class:`UserError` that names what is missing, damaged or not finite. A file without
-    checksums, of an earlier version, is accepted.
+    Of a run whose newest one is damaged the one before is read, which is said on stderr. Raises
+    :class:`UserError` that names what is missing, damaged or not finite. A file without checksums,
+    of an earlier version, is accepted.
     """
-    if path.is_dir():
-        path = path / CHECKPOINT_FILE
+    return find_checkpoint(path)[1:]
+
+
+def find_checkpoint(path: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """Read as :func:`read_checkpoint`; say also which file it was."""
+    files = checkpoints(path) if path.is_dir() else []
+    failure: UserError | None = None
+    for file in files or [path / CHECKPOINT_FILE if path.is_dir() else path]:
+        try:
+            tensors, info = _read(file)
+        except UserError as error:
+            failure = failure or error
+            continue
+        if failure is not None:
+            print(
+                f"{failure}; taking the one before, of step {info['step']}: {file}", file=sys.stderr
+            )
+        return file, tensors, info
+    assert failure is not None
+    raise failure
+
+
+def go_back_to(file: Path) -> None:
+    """Make an older checkpoint the newest again; those after it, all damaged, are removed."""
+    if file.name == CHECKPOINT_FILE:
+        return
+    for other in _older(file.parent):
+        if _step_of(other) > _step_of(file):
+            other.unlink()
+    file.replace(file.with_name(CHECKPOINT_FILE))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors, metadata = read_tensors(path)
         info = json.loads(metadata.get(_HEADER, "null"))
@@ -142,13 +215,21 @@ def load_encoders(model: nn.Module, source: Path) -> None:
     load_modules(names, tensors, source)
 
 
+def run_of(source: Path) -> Path:
+    """The run directory of ``source``: itself, or that of a checkpoint in it."""
+    return source.parent if source.is_file() else source
+
+
 def load_run(
-    run: Path, device: torch.device, kernels: str = "auto"
+    source: Path, device: torch.device, kernels: str = "auto"
 ) -> tuple[TrainConfig, nn.Module]:
-    """Load the configuration and the trained model of a run directory, in evaluation mode."""
-    config = dataclasses.replace(load_config(run), kernels=kernels)
-    tensors, _ = read_checkpoint(run)
+    """Load configuration and trained model in evaluation mode.
+
+    ``source`` is a run directory, or a checkpoint in one, such as RUN/best.safetensors.
+    """
+    config = dataclasses.replace(load_config(run_of(source)), kernels=kernels)
+    tensors, _ = read_checkpoint(source)
     model = build_model(config)
     name = "average" if any(key.startswith("average.") for key in tensors) else "model"
-    load_modules({name: model}, tensors, run)
+    load_modules({name: model}, tensors, source)
     return config, model.to(device).eval().requires_grad_(False)

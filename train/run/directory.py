@@ -4,7 +4,8 @@ RUN/config.json             the resolved configuration
 RUN/environment.json        versions, device and command line
 RUN/metrics.jsonl           one object a line: step, then every metric of that step
 RUN/tensorboard/            the same for TensorBoard
-RUN/checkpoint.safetensors  the last checkpoint
+RUN/checkpoint.safetensors  the last checkpoint; checkpoint-000120.safetensors an older one
+RUN/best.safetensors        the model at the best validation
 RUN/samples/                picture grids and videos
 RUN/.lock                   while a process trains: which
 """
@@ -126,11 +127,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def stalled(run: Path, patience: int, step: int) -> bool:
-    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before.
+def validations(run: Path, step: int) -> list[float]:
+    """The PSNR of every validation up to ``step``.
 
-    Those after ``step`` do not count: a killed run logged them and kept no checkpoint.
+    Those after do not count: a killed run logged them and kept no checkpoint.
     """
     lines = [line for line in read_metrics(run) if line["step"] <= step]
-    found = [line["val/psnr"] for line in lines if "val/psnr" in line]
+    return [line["val/psnr"] for line in lines if "val/psnr" in line]
+
+
+def stalled(run: Path, patience: int, step: int) -> bool:
+    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before."""
+    found = validations(run, step)
     return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])
+
+
+def improved(run: Path, step: int) -> bool:
+    """Whether the validation of ``step`` is the best so far."""
+    *before, last = validations(run, step)
+    return not before or last > max(before)
