@@ -15,6 +15,7 @@ import tyro
 from model import ModelConfig
 from model.config import Fusion, Kernels
 from train.errors import UserError
+from train.fields import kinds_of, wrong_field
 from train.files import as_json
 
 CONFIG_FILE = "config.json"
@@ -271,7 +272,15 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
-        """Make a configuration of what :meth:`to_dict` returned."""
+        """Make a configuration of what :meth:`to_dict` returned.
+
+        Raises :class:`UserError` that names a field of another type.
+        """
+        wrong = wrong_field(values, kinds_of(TrainConfig))
+        for name, cls in (("loss", LossConfig), ("model", ModelConfig)):
+            wrong = wrong or wrong_field(values[name], kinds_of(cls), name)
+        if wrong:
+            raise UserError(wrong)
         values = dict(values)
         values["loss"] = LossConfig(**values["loss"])
         values["model"] = ModelConfig(**values["model"])

@@ -150,7 +150,11 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             pairs = []
             if step % config.validate_every == 0 or last:
                 pairs = generate(trainer, validation, len(validation))
-                log.write(step, validate(pairs))
+                found = validate(pairs)
+                measured = {name: torch.tensor(value) for name, value in found.items()}
+                finite &= torch.stack([v.isfinite() for v in measured.values()]).all().to(device)
+                check_finite(finite, terms | measured, step, saved, run)
+                log.write(step, found)
                 if improved(run, step):
                     save_best(trainer, run, step)
                 last = last or stalled(run, config.patience, step)

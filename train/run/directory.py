@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 import polyfusion
 from train.config import CONFIG_FILE, TrainConfig
 from train.errors import UserError
+from train.fields import NUMBER, STEP, wrong_field
 from train.files import write_atomically, write_json
 from train.run.lock import LOCK_FILE, locked
 
@@ -116,14 +117,29 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl; a line cut short by a kill is left out."""
-    lines = []
+    """Read the lines of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises :class:`UserError` that names the line and the field for anything else.
+    """
     path = run / METRICS_FILE
-    for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+        content = path.read_text(errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    *whole, _ = content.split("\n")
+    lines = []
+    for number, text in enumerate(whole, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            continue
+            line = text
+        kinds = dict.fromkeys(line, NUMBER) if isinstance(line, dict) else {}
+        wrong = wrong_field(line, {**kinds, "step": STEP})
+        if wrong is None and "step" not in line:
+            wrong = "step is missing"
+        if wrong:
+            raise UserError(f"{path}, line {number}: {wrong}; delete this line")
+        lines.append(line)
     return lines
 
 
