@@ -15,6 +15,7 @@ import tyro
 from model import ModelConfig
 from model.config import Fusion, Kernels
 from train.errors import UserError
+from train.fields import kinds_of, wrong_field
 from train.files import as_json
 
 CONFIG_FILE = "config.json"
@@ -27,6 +28,7 @@ RESUMABLE = {
     "log_every",
     "sample_every",
     "checkpoint_every",
+    "keep",
     "validate_every",
     "patience",
     "resume",
@@ -43,6 +45,7 @@ POSITIVE = (
     "sample_every",
     "validate_every",
     "checkpoint_every",
+    "keep",
     "validation_clips",
 )
 NOT_NEGATIVE = ("workers", "patience")
@@ -206,6 +209,9 @@ class TrainConfig:
     """Number of steps between two validations."""
     checkpoint_every: int = 500
     """Number of steps between two checkpoints."""
+    keep: int = 2
+    """Number of checkpoints to keep, in case the newest is damaged; the best model by validation is
+    kept beside them."""
     patience: int = 0
     """Number of validations in a row without a better PSNR after which the run stops; 0 means
     never."""
@@ -269,7 +275,15 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainConfig":
-        """Make a configuration of what :meth:`to_dict` returned."""
+        """Make a configuration of what :meth:`to_dict` returned.
+
+        Raises :class:`UserError` that names a field of another type.
+        """
+        wrong = wrong_field(values, kinds_of(TrainConfig))
+        for name, cls in (("loss", LossConfig), ("model", ModelConfig)):
+            wrong = wrong or wrong_field(values[name], kinds_of(cls), name)
+        if wrong:
+            raise UserError(wrong)
         values = dict(values)
         values["loss"] = LossConfig(**values["loss"])
         values["model"] = ModelConfig(**values["model"])

@@ -42,7 +42,7 @@ from train.metrics.score import MetricError, Score, check_rates
 from train.metrics.syncnet import load_ours, load_published
 from train.metrics.table import COLUMNS, NO_READER, Meters, Pair, Row, Tally, to_json
 from train.metrics.weights import claim_file
-from train.run.checkpoint import load_run
+from train.run.checkpoint import load_run, run_of
 from train.run.samples import to_uint8
 from train.source import find_data
 
@@ -57,7 +57,8 @@ class EvaluateConfig:
     """Measure a run's model, or videos, by the columns of the paper's Table 1."""
 
     target: Annotated[Path, tyro.conf.Positional]
-    """Run directory to measure; with --real, a generated video or a folder of them."""
+    """Run directory, or one of its checkpoints, to measure; with --real, a generated video or a
+    folder of them."""
     real: Path | None = None
     """Real video of the generated one, or a folder with files of the same names."""
     ground_truth: bool = False
@@ -119,7 +120,8 @@ def evaluate(config: EvaluateConfig) -> Row:
         what = f"{count} {'videos' if count > 1 else 'video'} of {config.target}"
         meters = load_meters(config, eyes=False, device=device)
     else:
-        if not (config.target / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
+        place = run_of(config.target)
+        if not (place / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
             raise UserError(f"{config.target}: a video needs its real one: --real REAL")
         run, model = load_run(config.target, device, config.kernels)
         root = find_data(run if config.data is None else dataclasses.replace(run, data=config.data))
@@ -127,7 +129,9 @@ def evaluate(config: EvaluateConfig) -> Row:
         eyes = read_manifest(root).get("source") == "synthetic"
         meters = load_meters(config, eyes=eyes, device=device)
         name = "ground-truth.json" if config.ground_truth else EVALUATION_FILE
-        out = out or config.target / name
+        if place != config.target:  # beside the run's own
+            name = f"{config.target.stem}-{name}"
+        out = out or place / name
         what = f"{len(data)} {config.split} clips of {len(data.speakers)} speakers of {root}"
         fusion: Any = getattr(model, "fusion", None)
         if fusion is not None and list(fusion.parameters()) and not config.ground_truth:

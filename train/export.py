@@ -20,7 +20,13 @@ from torch import nn
 from train.config import CONFIG_FILE, TrainConfig, load_config
 from train.errors import UserError, run
 from train.files import write_json
-from train.run.checkpoint import CHECKPOINT_FILE, load_run, read_checkpoint, save_checkpoint
+from train.run.checkpoint import (
+    CHECKPOINT_FILE,
+    load_run,
+    read_checkpoint,
+    run_of,
+    save_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,16 @@ class ExportConfig:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run directory to export."""
+    """Run directory to export, or one of its checkpoints, such as RUN/best.safetensors."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Directory to make; it must not hold anything yet."""
 
 
 def export(config: ExportConfig) -> Path:
     """Write OUT; :class:`UserError` for a run that cannot be read or an OUT that is in use."""
-    settings = dataclasses.replace(load_config(config.source), out=None, resume=None, average=0.0)
+    settings = dataclasses.replace(
+        load_config(run_of(config.source)), out=None, resume=None, average=0.0
+    )
     _, model = load_run(config.source, torch.device("cpu"), "eager")
     _, info = read_checkpoint(config.source)
     settings = dataclasses.replace(settings, data=Path(settings.data).name)

@@ -11,21 +11,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.config import TrainConfig
-from train.data.batches import StepSampler, by_turns, make_loader, open_set
+from train.data.batches import StepSampler, by_turns, make_loader, open_set, stop_workers
 from train.data.prepared import PreparedSet, read_alignment
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
 from train.metrics.quality import psnr
 from train.run.checkpoint import (
+    BEST_FILE,
     CHECKPOINT_FILE,
+    checkpoints,
+    find_checkpoint,
+    go_back_to,
     load_encoders,
     load_modules,
     load_optimizers,
-    read_checkpoint,
     save_checkpoint,
 )
 from train.run.curves import write_curves
-from train.run.directory import MetricsLog, claimed, how_to_go_on, stalled, write_record
+from train.run.directory import (
+    MetricsLog,
+    claimed,
+    how_to_go_on,
+    improved,
+    stalled,
+    write_record,
+)
 from train.run.lock import locked
 from train.run.profile import Profile, check_steps
 from train.run.samples import write_comparison, write_grid
@@ -140,7 +150,13 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             pairs = []
             if step % config.validate_every == 0 or last:
                 pairs = generate(trainer, validation, len(validation))
-                log.write(step, validate(pairs))
+                found = validate(pairs)
+                measured = {name: torch.tensor(value) for name, value in found.items()}
+                finite &= torch.stack([v.isfinite() for v in measured.values()]).all().to(device)
+                check_finite(finite, terms | measured, step, saved, run)
+                log.write(step, found)
+                if improved(run, step):
+                    save_best(trainer, run, step)
                 last = last or stalled(run, config.patience, step)
             if step % config.sample_every == 0 or last:
                 pairs = pairs or generate(trainer, validation, SAMPLED_CLIPS)
@@ -152,6 +168,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             if last or stop.code:
                 break
     finally:
+        stop_workers(batches)
         with suppress(OSError):
             bar.close()
         log.close()
@@ -162,6 +179,8 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
         sys.exit(stop.code)
     early = f" at step {step} of {config.steps}, no better PSNR" if step < config.steps else ""
     print(f"\ndone{early}: {run}\n  checkpoint  {run / CHECKPOINT_FILE}")
+    if (run / BEST_FILE).exists():
+        print(f"  best        {run / BEST_FILE}")
     print(f"  pictures    {run / 'samples'}/step_{step:06d}.png")
     print(f"  video       {run / 'samples'}/step_{step:06d}.mp4")
     print(f"  curves      {curves}")
@@ -176,20 +195,28 @@ def open_validation(config: TrainConfig, root: Path) -> PreparedSet:
 
 
 def resume(trainer: BaseTrainer, run: Path) -> int:
-    """Load the run's last checkpoint; return its step, 0 if it was killed before the first."""
-    if not (run / CHECKPOINT_FILE).exists():
+    """Load the run's last good checkpoint; return its step, 0 if it was killed before the first."""
+    if not checkpoints(run):
         print(f"{run}: no checkpoint yet, so the run starts again at step 0", flush=True)
         return 0
-    tensors, info = read_checkpoint(run)
+    file, tensors, info = find_checkpoint(run)
     load_modules(trainer.modules, tensors, run)
-    load_optimizers(trainer.optimizers, tensors)
+    load_optimizers(trainer.optimizers, tensors, info, run)
+    go_back_to(file)
     return int(info["step"])
 
 
 def save(trainer: BaseTrainer, run: Path, step: int) -> None:
     """Write the checkpoint of ``step``."""
     info = {"step": step, "config": trainer.config.to_dict()}
-    save_checkpoint(run / CHECKPOINT_FILE, trainer.modules, trainer.optimizers, info)
+    path, keep = run / CHECKPOINT_FILE, trainer.config.keep
+    save_checkpoint(path, trainer.modules, trainer.optimizers, info, keep)
+
+
+def save_best(trainer: BaseTrainer, run: Path, step: int) -> None:
+    """Write the model of ``step``, which did best so far."""
+    kept = {k: part for k, part in trainer.modules.items() if k in ("model", "average")}
+    save_checkpoint(run / BEST_FILE, kept, {}, {"step": step, "config": trainer.config.to_dict()})
 
 
 def check_finite(
@@ -201,8 +228,9 @@ def check_finite(
     bad = [name for name, value in terms.items() if not value.isfinite()] or ["a loss"]
     kept = f"the checkpoint of step {saved} stays in {run}" if saved else "no checkpoint yet"
     raise UserError(
-        f"{', '.join(bad)} is not finite at step {step}; {kept}; "
-        "try smaller learning rates (--lr-generator, --lr-frame)"
+        f"{', '.join(bad)} is not finite at step {step}; {kept}; go on with: {how_to_go_on(run)} "
+        "(if it comes again at this step, the machine is not to blame, and other settings may "
+        "help: --precision fp32, smaller --lr-generator and --lr-frame)"
     )
 
 

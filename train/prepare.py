@@ -371,7 +371,7 @@ def _entries(
         speaker, name = header["speaker"], header["name"]
         entry = {"name": name, "speaker": speaker, "split": assigned[speaker, name]}
         entry |= {"file": path.relative_to(out).as_posix()}
-        entry |= {key: header[key] for key in ("frames", "samples")}
+        entry |= {key: header[key] for key in ("frames", "samples", "checksum")}
         entry |= {"remarks": header["remarks"]} if header["remarks"] else {}
         clips.append(entry)
     return sorted(clips, key=lambda entry: entry["file"])

@@ -148,7 +148,8 @@ def test_short_sound_is_padded_with_silence(tmp_path):
     assert audio[5 * STRIDE + 6] > 0
     assert not audio[5 * STRIDE + 7 :].any()
     make_set(tmp_path, [(make_clip(samples=0), "train")])
-    assert not PreparedSet(tmp_path)[0]["audio"].any()
+    with pytest.raises(DataError, match=r"clips\[0\]\.samples is 0, expected a whole number of"):
+        PreparedSet(tmp_path)
 
 
 def test_randomness_depends_on_seed_epoch_and_index_only(small_set):
@@ -210,6 +211,89 @@ def _remove_key(root):
     manifest = json.loads((root / "manifest.json").read_text())
     del manifest["clips"][1]["frames"]
     (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _change(root, clip=None, **values):
+    """Set fields of the manifest, or of one of its clips."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    (manifest if clip is None else manifest["clips"][clip]).update(values)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("clip", "values", "message"),
+    [
+        (None, {"clips": None}, "clips is null, expected a list"),
+        (None, {"fps": 0}, "fps is 0, expected a number above 0"),
+        (None, {"fps": "25"}, 'fps is "25", expected a number above 0'),
+        (None, {"fps": float("nan")}, "fps is NaN, expected a number above 0"),
+        (None, {"sample_rate": True}, "sample_rate is true, expected a whole number"),
+        (None, {"size": [8]}, r"size is \[8\], expected a list of 2"),
+        (None, {"settings": []}, r"settings is \[\], expected an object"),
+        (None, {"clips": [None]}, r"clips\[0\] is null, expected an object"),
+        (2, {"frames": "many"}, r'clips\[2\]\.frames is "many", expected a whole number'),
+        (2, {"samples": 0}, r"clips\[2\]\.samples is 0, expected a whole number of at least 1"),
+        (2, {"split": 3}, r"clips\[2\]\.split is 3, expected one of train, val, test"),
+        (2, {"speaker": "../../x"}, r'clips\[2\]\.speaker is "\.\./\.\./x", expected a name'),
+        (2, {"speaker": ".."}, r"clips\[2\]\.speaker"),
+        (2, {"name": "/etc/x"}, r"clips\[2\]\.name"),
+        (2, {"file": "/etc/x"}, r"clips\[2\]\.file is /etc/x, expected a file inside"),
+        (2, {"file": "clips/../../x"}, r"clips\[2\]\.file"),
+        (2, {"file": "folder/c2.safetensors"}, r"clips\[2\]\.file"),
+        (2, {"file": "link.safetensors"}, r"clips\[2\]\.file"),
+    ],
+)
+def test_what_a_manifest_may_not_say_is_named(small_set, clip, values, message):
+    elsewhere = small_set.parent / f"{small_set.name}-elsewhere"
+    shutil.copytree(small_set / "clips" / "s2", elsewhere)
+    (small_set / "folder").symlink_to(elsewhere)
+    (small_set / "link.safetensors").symlink_to(elsewhere / "c2.safetensors")
+    _change(small_set, clip, **values)
+    with pytest.raises(DataError, match=f"manifest.json: {message}") as caught:
+        PreparedSet(small_set)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_may_be_reached_through_links_and_dots(small_set, monkeypatch):
+    (small_set / "again").symlink_to(small_set)
+    (small_set / "link.safetensors").symlink_to(small_set / "clips/s2/c2.safetensors")
+    _change(small_set, 2, file="link.safetensors")
+    monkeypatch.chdir(small_set / "clips")
+    assert len(PreparedSet("../again")) == 6
+
+
+@pytest.mark.parametrize("read", [lambda data: data[0], lambda data: data.clip(0)])
+@pytest.mark.parametrize("same_person", [True, False])
+def test_two_swapped_clips_are_found(tmp_path, read, same_person):
+    # of the same name as when two sets were mixed up: only the frames differ
+    clips = [make_clip("c", "s0" if same_person else f"s{i}", seed=i) for i in range(2)]
+    first, second = (make_set(tmp_path / str(i), [(c, "train")]) for i, c in enumerate(clips))
+    for root in (first, second):
+        path = next((root / "clips").rglob("*.safetensors"))
+        _change(root, 0, checksum=read_header(path)["checksum"])
+        read(PreparedSet(root))
+    paths = [next((root / "clips").rglob("*.safetensors")) for root in (first, second)]
+    shutil.copy(paths[1], paths[0])
+    data = PreparedSet(first)
+    with pytest.raises(DataError, match="checksum differs" if same_person else "speaker is s1"):
+        read(data)
+
+
+def test_a_flipped_bit_is_found_when_a_clip_is_first_read(small_set):
+    path = small_set / "clips/s0/c0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 16
+    path.write_bytes(content)
+    data = PreparedSet(small_set, frames=2)
+    with pytest.raises(DataError, match=r"c0\.safetensors is not .* is damaged"):
+        data[0]
+    assert read_header(path)["frames"] == 9
+
+
+def test_a_truth_that_is_not_finite_is_named(tmp_path):
+    make_set(tmp_path, [(make_clip(eye_openness=np.full(10, np.nan, np.float32)), "train")])
+    with pytest.raises(DataError, match=r"truth\.eye_openness has a value that is not finite"):
+        PreparedSet(tmp_path)[0]
 
 
 @pytest.mark.parametrize(

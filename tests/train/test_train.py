@@ -1,6 +1,7 @@
 """The training command: configuration, checkpoints, logs, resumption and a user's mistakes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -203,6 +204,7 @@ def test_a_damaged_clip_is_named(data, tmp_path, monkeypatch, capsys, workers):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert "not a readable clip file" in error
+    assert multiprocessing.active_children() == []  # this process would wait for them at its end
 
 
 def test_presets_differ_and_flags_override_them():
@@ -223,6 +225,59 @@ def test_a_foreign_config_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(UserError, match="not a run configuration"):
         configuration.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("steps",), "300", 'steps is "300", expected a whole number'),
+        (("workers",), True, "workers is true, expected a whole number"),
+        (("lr_frame",), None, "lr_frame is null, expected a finite number"),
+        (("lr_frame",), float("inf"), "lr_frame is Infinity, expected a finite number"),
+        (("betas",), [0.5], r"betas is \[0\.5\], expected a list of 2"),
+        (("limit",), "all", 'limit is "all", expected a whole number or null'),
+        (("fusion",), "sum", 'fusion is "sum", expected one of cp, '),
+        (("data",), 3, "data is 3, expected a text"),
+        (("loss",), None, "loss is null, expected an object"),
+        (("loss", "l1"), "much", r'loss\.l1 is "much", expected a finite number'),
+        (("model", "eyes"), 1, r"model\.eyes is 1, expected true or false"),
+    ],
+)
+def test_a_field_of_another_type_is_named(tmp_path, path, value, message):
+    record = parse(["--preset", "demo"]).to_dict()
+    (record if len(path) == 1 else record[path[0]])[path[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}"):
+        configuration.load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", 'it is "{", expected an object'),
+        ("7", "it is 7, expected an object"),
+        ("\x00" * 9, "it is .*, expected an object"),
+        ('{"loss/l1": 1}', "step is missing"),
+        ('{"step": 1.5}', "step is 1.5, expected a whole number of at least 0"),
+        ('{"step": 2, "val/psnr": "high"}', 'val/psnr is "high", expected a finite number'),
+        ('{"step": 2, "loss/l1": NaN}', "loss/l1 is NaN, expected a finite number"),
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(UserError, match=rf"metrics\.jsonl, line 2: {message}; delete this line"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}')  # cut short by a kill
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr("train.loop.validate", lambda _: {"val/psnr": float("nan")})
+    args = [*TINY, "--data", str(data), "--out", str(out), "--steps", "2"]
+    assert run(args, monkeypatch) == 2
+    assert "error: val/psnr is not finite at step 2" in capsys.readouterr().err
+    assert all("val/psnr" not in line for line in read_metrics(out))
 
 
 def test_batches_follow_from_the_step_alone():

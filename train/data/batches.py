@@ -4,6 +4,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -105,6 +106,16 @@ def make_loader(data: PreparedSet, sampler: StepSampler, workers: int, pin: bool
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
+
+
+def stop_workers(batches: Iterator[Any]) -> None:
+    """End the processes behind an iterator of :func:`make_loader` at once.
+
+    The traceback of an error in one of them would keep it alive until this process ends, which
+    would then wait for ever for processes that ignore its signals.
+    """
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
 
 
 def _start_worker(_worker: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,21 @@ from safetensors.numpy import save
 
 from train.data.augment import PictureChange
 from train.errors import UserError
+from train.fields import (
+    COUNT,
+    FLAG,
+    NAME,
+    OBJECT,
+    POSITIVE,
+    STEP,
+    TEXT,
+    Kind,
+    list_of,
+    one_of,
+    wrong_field,
+)
 from train.files import write_atomically
+from train.tensors import CHECKSUMS, checksums, compare
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -36,6 +51,32 @@ _TRUTH = "truth."
 EYES = "truth.eye_openness"  # (T,) from 0 (shut) to 1
 LIPS = "truth.lips"  # (T, 3), see train.data.landmarks.lip_shape
 _AUDIO_SCALE = 32768.0
+_FIELDS = {
+    "source": TEXT,
+    "fps": POSITIVE,
+    "sample_rate": COUNT,
+    "size": list_of(COUNT, 2),
+    "settings": OBJECT,
+    "complete": FLAG,
+    "clips": Kind("a list", lambda value: isinstance(value, list)),
+}
+_HEADER_FIELDS = {
+    "fps": POSITIVE,
+    "sample_rate": COUNT,
+    "speaker": NAME,
+    "name": NAME,
+    "remarks": list_of(TEXT),
+}
+_CLIP_FIELDS = {
+    "name": NAME,
+    "speaker": NAME,
+    "split": one_of("train", "val", "test"),
+    "file": TEXT,
+    "frames": COUNT,
+    "samples": COUNT,
+    "remarks": list_of(TEXT),
+    "checksum": STEP,
+}
 
 
 class DataError(UserError):
@@ -85,12 +126,15 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, remarks: Sequence[str] 
     tensors = {"frames": np.ascontiguousarray(frames), "audio": pcm}
     for key, value in clip.truth.items():
         tensors[_TRUTH + key] = np.ascontiguousarray(value)
-    write_atomically(path, save(tensors, metadata={_HEADER: json.dumps(header)}))
+    metadata = {_HEADER: json.dumps(header)}
+    metadata[CHECKSUMS] = checksums({**metadata, **tensors})
+    write_atomically(path, save(tensors, metadata=metadata))
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
-    """Read a whole clip written by :func:`write_clip`; ``DataError`` if it is none."""
+    """Read a whole clip written by :func:`write_clip`; ``DataError`` if it is no whole one."""
     with _open_clip(path) as (file, header):
+        _compare(file)
         return Clip(
             frames=file.get_tensor("frames"),
             audio=_to_float(file.get_tensor("audio")),
@@ -104,12 +148,29 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read fps, sample_rate, speaker, name, remarks, frames (T), samples (N), size [H, W]."""
+    """Read fps, sample_rate, speaker, name, remarks, frames (T), samples (N), size [H, W].
+
+    "checksum" is one of all these and of the checksums of the tensors: it tells clips apart without
+    reading their frames.
+    """
     with _open_clip(path) as (file, header):
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
         shape = {"frames": frames[0], "samples": samples, "size": frames[2:]}
-        return {"remarks": [], **header, **shape}
+        return {"remarks": [], **header, **shape, "checksum": _checksum(file)}
+
+
+def _checksum(file: Any) -> int:
+    return zlib.crc32(json.dumps(file.metadata(), sort_keys=True).encode())
+
+
+def _compare(file: Any) -> None:
+    """Raise ``Damaged`` unless an open clip file has the content that its checksums tell."""
+    metadata = file.metadata()
+    recorded = metadata.pop(CHECKSUMS, None)
+    if recorded is not None:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        compare(recorded, {**metadata, **tensors})
 
 
 @contextmanager
@@ -117,12 +178,19 @@ def _open_clip(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, An
     """Open a clip file, give (tensors, header), and turn what is wrong with it into one line."""
     try:
         with safe_open(str(path), framework="numpy") as file:
-            yield file, json.loads((file.metadata() or {})[_HEADER])
+            header = json.loads((file.metadata() or {})[_HEADER])
+            wrong = wrong_field(header, _HEADER_FIELDS)
+            missing = _HEADER_FIELDS.keys() - {"remarks"} - header.keys() if not wrong else ()
+            if wrong or missing:
+                raise ValueError(wrong or f"it does not tell {', '.join(sorted(missing))}")
+            if [len(file.get_slice(key).get_shape()) for key in ("frames", "audio")] != [4, 1]:
+                raise ValueError("frames or audio of another shape")
+            yield file, header
     except FileNotFoundError:
         raise DataError(f"clip file {path} does not exist") from None
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
-            f"{path} is not a readable clip file (truncated or of another kind: {error}); "
+            f"{path} is not a readable clip file (damaged or of another kind: {error}); "
             "delete it and prepare again"
         ) from None
 
@@ -150,11 +218,38 @@ def read_manifest(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> dic
         raise DataError(f"{path} has version {version}, expected {MANIFEST_VERSION}; {hint}")
     clip_keys = {"name", "speaker", "split", "file", "frames", "samples"}
     missing = {"fps", "sample_rate", "size", "clips"} - manifest.keys()
-    for entry in [] if missing else manifest["clips"]:
-        missing |= clip_keys - entry.keys()
+    wrong = wrong_field(manifest, _FIELDS)
+    entries = [] if missing or wrong else manifest["clips"]
+    for number, entry in enumerate(entries):
+        wrong = wrong or wrong_field(entry, _CLIP_FIELDS, f"clips[{number}]")
+        missing |= clip_keys - entry.keys() if not wrong else set()
     if missing:
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}; {hint}")
+    wrong = wrong or _outside(root, entries)
+    if wrong:
+        raise DataError(f"{path}: {wrong}; {hint}")
     return manifest
+
+
+def _outside(root: Path, entries: list[dict[str, Any]]) -> str | None:
+    """Say which entry's file is not below ``root``, through links or by its name."""
+    home = root.resolve()
+    inside: set[Path] = set()  # folders: a clip itself is only followed if it is a link
+    for number, entry in enumerate(entries):
+        path = root / entry["file"]
+        told = f"clips[{number}].file is {entry['file']}, expected a file inside {root}"
+        if (
+            "\0" in entry["file"]
+            or Path(entry["file"]).is_absolute()
+            or ".." in Path(entry["file"]).parts
+        ):
+            return told
+        if path.parent not in inside and not path.parent.resolve().is_relative_to(home):
+            return told
+        inside.add(path.parent)
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            return told
+    return None
 
 
 def read_alignment(root: str | os.PathLike[str]) -> str:
@@ -256,10 +351,42 @@ class PreparedSet(torch.utils.data.Dataset):
                     f"clip file {self.root / entry['file']} is missing; prepare the set again"
                 )
         self.speakers = sorted({entry["speaker"] for entry in self.clips})
+        self._checked: set[str] = set()  # files
+
+    def _check(self, entry: dict[str, Any], file: Any, header: dict[str, Any]) -> None:
+        """Check a clip file when this process first reads it; ``DataError`` if it is another one.
+
+        That reads all of it, which takes 5 ms for a clip of 3 s.
+        """
+        path = self.root / entry["file"]
+        if entry["file"] in self._checked:
+            return
+        told = {"fps": self.fps, "sample_rate": self.sample_rate}
+        told |= {key: entry[key] for key in ("speaker", "name", "frames", "samples")}
+        frames, audio = (file.get_slice(key).get_shape() for key in ("frames", "audio"))
+        found = {**header, "frames": frames[0], "samples": audio[0]}
+        for key, value in told.items():
+            if found[key] != value:
+                raise DataError(
+                    f"{path} does not match the manifest: its {key} is {found[key]}, not {value}; "
+                    "prepare the set again"
+                )
+        if entry.get("checksum", _checksum(file)) != _checksum(file):
+            raise DataError(
+                f"{path} does not match the manifest: its checksum differs; prepare the set again"
+            )
+        _compare(file)
+        for key in file.keys():  # noqa: SIM118
+            if key.startswith(_TRUTH) and not np.isfinite(file.get_tensor(key)).all():
+                raise DataError(f"{path}: {key} has a value that is not finite")
+        self._checked.add(entry["file"])
 
     def clip(self, index: int) -> Clip:
         """Read the whole clip as stored, with its ground truth: no crop, resizing or mirroring."""
-        return read_clip(self.root / self.clips[index]["file"])
+        entry = self.clips[index]
+        with _open_clip(self.root / entry["file"]) as (file, header):
+            self._check(entry, file, header)
+        return read_clip(self.root / entry["file"])
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -280,7 +407,8 @@ class PreparedSet(torch.utils.data.Dataset):
         first, count = (start - self.context) * self.window_stride, length + 2 * self.context
         audio = np.zeros(count * self.window_stride, dtype=np.float32)
         path = self.root / entry["file"]
-        with _open_clip(path) as (file, _):
+        with _open_clip(path) as (file, header):
+            self._check(entry, file, header)
             stored = file.get_slice("frames")
             frames, still = stored[start : start + length], stored[shown : shown + 1]
             begin, end = max(first, 0), min(first + len(audio), entry["samples"])

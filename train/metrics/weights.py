@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from train.files import replacing
 from train.metrics.score import MetricError
+from train.tensors import read_tensors, write_tensors
 
 _HEADER = "polyfusion-metric"
 
@@ -33,10 +33,9 @@ def claim_file(path: Path) -> None:
 def save_network(path: Path, kind: str, module: nn.Module, info: dict[str, Any]) -> None:
     """Write the weights of ``module`` with its ``kind`` and ``info`` (JSON values), atomically."""
     header = {_HEADER: json.dumps({"kind": kind, **info})}
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     try:
         with replacing(path) as temporary:
-            save_file(state, temporary, metadata=header)
+            write_tensors(temporary, module.state_dict(), header)
     except (OSError, SafetensorError) as error:
         raise MetricError(f"cannot write {path}: {error}") from None
 
@@ -49,15 +48,14 @@ def load_network(path: Path, kind: str, module: nn.Module, made_by: str) -> dict
     """
     hint = f"make one with: {made_by}"
     try:
-        with safe_open(path, "pt") as file:
-            info = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        state, metadata = read_tensors(path)
+        info = json.loads(metadata.get(_HEADER, "{}"))
     except FileNotFoundError:
         raise MetricError(f"{path}: no such file; {hint}") from None
     except (OSError, SafetensorError, ValueError) as error:
         raise MetricError(f"{path}: not a readable safetensors file ({error}); {hint}") from None
-    if info.get("kind") != kind:
-        found = info.get("kind", "another kind of file")
+    if not isinstance(info, dict) or info.get("kind") != kind:
+        found = info.get("kind", "another kind of file") if isinstance(info, dict) else info
         raise MetricError(f"{path}: expected weights of {kind}, found {found}; {hint}")
     load_state(module, state, path, kind)
     return info

@@ -4,7 +4,8 @@ RUN/config.json             the resolved configuration
 RUN/environment.json        versions, device and command line
 RUN/metrics.jsonl           one object a line: step, then every metric of that step
 RUN/tensorboard/            the same for TensorBoard
-RUN/checkpoint.safetensors  the last checkpoint
+RUN/checkpoint.safetensors  the last checkpoint; checkpoint-000120.safetensors an older one
+RUN/best.safetensors        the model at the best validation
 RUN/samples/                picture grids and videos
 RUN/.lock                   while a process trains: which
 """
@@ -26,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 import polyfusion
 from train.config import CONFIG_FILE, TrainConfig
 from train.errors import UserError
+from train.fields import NUMBER, STEP, wrong_field
 from train.files import write_atomically, write_json
 from train.run.lock import LOCK_FILE, locked
 
@@ -115,22 +117,48 @@ class MetricsLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl; a line cut short by a kill is left out."""
-    lines = []
+    """Read the lines of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises :class:`UserError` that names the line and the field for anything else.
+    """
     path = run / METRICS_FILE
-    for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+        content = path.read_text(errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    *whole, _ = content.split("\n")
+    lines = []
+    for number, text in enumerate(whole, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            continue
+            line = text
+        kinds = dict.fromkeys(line, NUMBER) if isinstance(line, dict) else {}
+        wrong = wrong_field(line, {**kinds, "step": STEP})
+        if wrong is None and "step" not in line:
+            wrong = "step is missing"
+        if wrong:
+            raise UserError(f"{path}, line {number}: {wrong}; delete this line")
+        lines.append(line)
     return lines
 
 
-def stalled(run: Path, patience: int, step: int) -> bool:
-    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before.
+def validations(run: Path, step: int) -> list[float]:
+    """The PSNR of every validation up to ``step``.
 
-    Those after ``step`` do not count: a killed run logged them and kept no checkpoint.
+    Those after do not count: a killed run logged them and kept no checkpoint.
     """
     lines = [line for line in read_metrics(run) if line["step"] <= step]
-    found = [line["val/psnr"] for line in lines if "val/psnr" in line]
+    return [line["val/psnr"] for line in lines if "val/psnr" in line]
+
+
+def stalled(run: Path, patience: int, step: int) -> bool:
+    """Whether the last ``patience`` validations (0: never) brought no better PSNR than before."""
+    found = validations(run, step)
     return 0 < patience < len(found) and max(found[-patience:]) <= max(found[:-patience])
+
+
+def improved(run: Path, step: int) -> bool:
+    """Whether the validation of ``step`` is the best so far."""
+    *before, last = validations(run, step)
+    return not before or last > max(before)

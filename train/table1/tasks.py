@@ -15,7 +15,7 @@ from train.config import CONFIG_FILE, TrainConfig
 from train.embedder import EmbedderConfig, train_embedder
 from train.evaluate import EVALUATION_FILE, EvaluateConfig, evaluate
 from train.jobs import Children, Job, JobFailed
-from train.run.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from train.run.checkpoint import checkpoints, read_checkpoint
 from train.run.directory import read_metrics, stalled
 from train.syncnet import SyncNetConfig, train_syncnet
 from train.table1.config import Table1Config
@@ -119,7 +119,7 @@ def fill_row(training: TrainConfig, measuring: EvaluateConfig) -> None:
     from train.loop import train  # in the row's own process: the table itself needs no loop
 
     run = measuring.target
-    step = read_checkpoint(run)[1]["step"] if (run / CHECKPOINT_FILE).exists() else 0
+    step = read_checkpoint(run)[1]["step"] if checkpoints(run) else 0
     if step < training.steps and not stalled(run, training.patience, step):
         begun = (run / CONFIG_FILE).exists()
         train(dataclasses.replace(training, resume=run if begun else None))
