@@ -1,6 +1,9 @@
 """Prepare training data: aligned faces with their sound, in the layout of ``train.data.prepared``.
 
     python -m train.prepare grid ~/corpora/GRID data/grid
+    python -m train.prepare crema-d ~/corpora/CREMA-D data/crema-d
+    python -m train.prepare tcd-timit ~/corpora/TCD-TIMIT data/tcd-timit
+    python -m train.prepare any ~/videos data/own
     python -m train.prepare synthetic data/synthetic --clips 200
 
 A run can be stopped at any time and started again: finished clips are kept.
@@ -10,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +27,10 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from train.data import grid
+from train.data.clips import prepare_clip, whole_name
+from train.data.corpus import Corpus, Source
+from train.data.crema_d import CREMA_D
+from train.data.grid import GRID
 from train.data.landmarks import choose, describe
 from train.data.prepared import (
     MANIFEST,
@@ -34,13 +41,16 @@ from train.data.prepared import (
     read_manifest,
     write_clip,
 )
-from train.data.splits import SPLITS, draw_splits, read_splits
+from train.data.splits import SPLITS, draw_splits, natural, read_splits
 from train.data.synthetic import render_clip
+from train.data.tcd_timit import TCD_TIMIT
+from train.data.videos import ANY, read_speakers
 from train.errors import run
 from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
 from train.pictures import write_contact_sheet
 
+SPLITS_FILE = "splits.json"
 CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
 
@@ -52,38 +62,30 @@ Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
 Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 
 
-def prepare_grid(
-    raw: Raw,
-    out: Out,
-    *,
-    sample_rate: int = 16000,
-    size: tuple[int, int] = (128, 96),
-    seed: int = 0,
-    splits: File = None,
-    min_frames: int = grid.FRAMES,
-    landmarks: Landmarks = "auto",
-    workers: Workers = None,
-) -> Path:
-    """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
-
-    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
+_CORPUS_HELP = """
 
     Faces are aligned by landmarks or by their eyes, the sound is resampled, and speakers are
-    divided into train, val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of
+    divided into train, val and test {division} (with one or two speakers, clips are). A clip of
     3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
-    listed; other frame rates are resampled to 25, and remarks say what was done to a clip or is
-    odd about it. Run again, the command does only what is missing.
+    listed; longer ones are cut into pieces; other frame rates are resampled to {fps:g}, and remarks
+    say what was done to a clip or is odd about it. Run again, the command does only what is
+    missing. Training mirrors clips at random (python -m train --no-mirror does not), so no mirrored
+    copies are made.
 
     Args:
-        raw: Folder that holds s1/, s2/, ... with *.mpg, at any depth.
-        out: Folder to write the prepared set to.
-        sample_rate: Rate of the sound in Hz, a multiple of 1000. The published GRID model has
-            40000.
+        raw: Folder that holds {layout}, at any depth.
+        out: Folder to write the prepared set to. Its splits.json has the speakers of each split, as
+            --splits takes them.
+        sample_rate: Rate of the sound in Hz, a multiple of 1000. {published_rate}
+        fps: Rate of the video in frames per second.
         size: Height and width of the aligned frames in pixels, even.
         seed: Seed of the division into splits.
-        splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
-        min_frames: Least number of frames; shorter clips are skipped. Every intact clip of GRID has
-            75.
+        splits: JSON file {{"train": [SPEAKER, ...], "val": [...], "test": [...]}} to divide by
+            instead.
+        speakers: CSV file with the columns file,speaker, files relative to RAW, that says instead
+            of {told_by} who speaks; only the files in it are prepared.
+        min_frames: Least number of frames; shorter clips are skipped.
+        clip_seconds: Longest clip in seconds; longer ones are cut into pieces of this length.
         landmarks: Source of the points that faces are aligned by: dlib, the 68-point predictor of
             the extra faces, frame by frame (its training pictures exclude commercial use); haar,
             OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
@@ -96,56 +98,175 @@ def prepare_grid(
     Raises:
         DataError: an argument is wrong, ``out`` holds a set made with other settings, or no clip
             can be used.
-    """
-    _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
-    out = Path(out)
-    chosen = None if splits is None else read_splits(splits)
-    aligner = choose(landmarks)
-    settings = {
-        "source": "grid",
-        "fps": grid.FPS,
-        "sample_rate": sample_rate,
-        "size": list(size),
-        "seed": seed,
-        "min_frames": min_frames,
-        "splits": chosen,
-        "landmarks": aligner,
-    }
-    sources = grid.find_clips(raw)
-    if chosen is not None:
-        left_out = sorted({source.speaker for source in sources} - chosen.keys())
-        sources = [source for source in sources if source.speaker in chosen]
-        if not sources:
-            raise DataError(f"no speaker of {splits} is in {raw}, which has {', '.join(left_out)}")
-        if left_out:
-            print(f"left out, because {splits} does not name them: {', '.join(left_out)}")
+"""
 
+
+def _command(corpus: Corpus, about: str, **texts: str) -> Callable[..., Path]:
+    """The subcommand of ``corpus``; ``about`` and ``texts`` are what its help says of it."""
+
+    def prepare(
+        raw: Raw,
+        out: Out,
+        *,
+        sample_rate: int = corpus.sample_rate,
+        fps: float = corpus.fps,
+        size: tuple[int, int] = (128, 96),
+        seed: int = 0,
+        splits: File = None,
+        speakers: File = None,
+        min_frames: int = corpus.min_frames,
+        clip_seconds: float = 3.0,
+        landmarks: Landmarks = "auto",
+        workers: Workers = None,
+    ) -> Path:
+        positive = {"fps": fps, "min-frames": min_frames, "clip-seconds": clip_seconds}
+        _check(sample_rate, size, seed, positive={**positive, "workers": workers})
+        max_frames = round(clip_seconds * fps)
+        if max_frames < min_frames:
+            raise DataError(
+                f"clip-seconds {clip_seconds:g} is {max_frames} frames at {fps:g} fps, fewer than "
+                f"min-frames {min_frames}"
+            )
+        raw, out = Path(raw), Path(out)
+        chosen = None if splits is None else read_splits(splits)
+        aligner = choose(landmarks)
+        settings = {
+            "source": corpus.key,
+            "fps": float(fps),
+            "sample_rate": sample_rate,
+            "size": list(size),
+            "seed": seed,
+            "min_frames": min_frames,
+            "clip_seconds": float(clip_seconds),
+            "splits": chosen,
+            "landmarks": aligner,
+        }
+        sources = corpus.find(raw)
+        if speakers is not None:
+            sources = _told(sources, speakers, raw)
+        options = {"fps": float(fps), "sample_rate": sample_rate, "size": size}
+        options |= {"min_frames": min_frames, "max_frames": max_frames, "landmarks": aligner}
+        jobs, skipped = _corpus_jobs(sources, out, options)
+        assigned = _divide(corpus, jobs, seed, chosen, f"{splits}", raw)
+        jobs = {key: job for key, job in jobs.items() if key in assigned}
+        _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+        _write_splits(out, assigned)
+        print(f"faces aligned by {describe(aligner)}")
+        return out
+
+    prepare.__doc__ = about + _CORPUS_HELP.format(fps=corpus.fps, layout=corpus.layout, **texts)
+    return prepare
+
+
+prepare_grid = _command(
+    GRID,
+    """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
+
+    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8""",
+    division="50-20-30 % at random",
+    published_rate="The published GRID model has 40000.",
+    told_by="the folders",
+)
+prepare_crema_d = _command(
+    CREMA_D,
+    """Prepare the CREMA-D corpus (https://github.com/CheyneyComputerScience/CREMA-D).
+
+    Example: python -m train.prepare crema-d ~/corpora/CREMA-D data/crema-d --workers 8
+
+    Actors are told by the first four digits of a file's name. The sound is the video's own; where
+    it has none, that of the same name in AudioWAV.""",
+    division="70-15-15 % at random",
+    published_rate="The published CREMA-D model has 16000.",
+    told_by="the files' names",
+)
+prepare_tcd_timit = _command(
+    TCD_TIMIT,
+    """Prepare the TCD-TIMIT corpus (https://sigmedia.tcd.ie), its clips from the front.
+
+    Example: python -m train.prepare tcd-timit ~/corpora/TCD-TIMIT data/tcd-timit --workers 8
+
+    The lipspeakers and 27M, 35M and 53M, whom the authors' division leaves out, are left out unless
+    --splits names them.""",
+    division="as the authors do, eight of their 17 test speakers for val",
+    published_rate="The published TCD-TIMIT model has 48000.",
+    told_by="the folders",
+)
+prepare_any = _command(
+    ANY,
+    """Prepare talking-head videos of your own: one face, one voice, in a folder for each speaker.
+
+    Example: python -m train.prepare any ~/videos data/own --workers 8
+
+    Speakers are told by the first folders in which the videos differ, or by --speakers FILE.""",
+    division="50-20-30 % at random",
+    published_rate="16000 suits the presets.",
+    told_by="the folders",
+)
+
+
+def _told(sources: list[Source], speakers: Path, raw: Path) -> list[Source]:
+    """Those of ``sources`` that the file ``speakers`` names, with the speakers that it gives."""
+    told = read_speakers(speakers, raw)
+    found = {Path(os.path.normpath(source.path)): source for source in sources}
+    unknown = [path for path in told if path not in found]
+    if unknown:
+        raise DataError(f"speakers {speakers} names {unknown[0]}, which is no video of the corpus")
+    if len(told) < len(found):
+        print(f"left out, because {speakers} does not name them: {len(found) - len(told)} videos")
+    return [replace(found[path], speaker=who.speaker, name=who.name) for path, who in told.items()]
+
+
+def _corpus_jobs(
+    sources: list[Source], out: Path, options: dict[str, Any]
+) -> tuple[dict[tuple[str, str], Job], list[dict[str, str]]]:
+    """A job for every clip, by (speaker, name), and what is skipped at once."""
     jobs: dict[tuple[str, str], Job] = {}
     skipped = []
     for source in sources:
         key = (source.speaker, source.name)
-        if key in jobs:
+        reason = source.problem
+        if not reason and key in jobs:
             reason = f"the same clip as {jobs[key].name}"
+        if reason:
             skipped.append({"file": str(source.path), "reason": reason})
             continue
-        target = out / "clips" / source.speaker / f"{source.name}.safetensors"
-        make = functools.partial(
-            grid.prepare_clip,
-            source,
-            target,
-            sample_rate=sample_rate,
-            size=size,
-            min_frames=min_frames,
-            landmarks=aligner,
-        )
+        folder = out / "clips" / source.speaker
+        make = functools.partial(prepare_clip, source, folder, **options)
         jobs[key] = Job(str(source.path), make)
-    if chosen is not None:
-        assigned = {key: chosen[key[0]] for key in jobs}
+    return jobs, skipped
+
+
+def _divide(
+    corpus: Corpus,
+    clips: Collection[tuple[str, str]],
+    seed: int,
+    chosen: dict[str, str] | None,
+    file: str,
+    raw: Path,
+) -> Splits:
+    """The split of every clip that is to be prepared, by ``chosen`` if it is given."""
+    if chosen is None:
+        assigned = corpus.divide(clips, seed)
+        source = f"the published division of {corpus.title}"
     else:
-        assigned = draw_splits(jobs, seed)
-    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
-    print(f"faces aligned by {describe(aligner)}")
-    return out
+        assigned = {clip: chosen[clip[0]] for clip in clips if clip[0] in chosen}
+        source = file
+    left_out = sorted({clip[0] for clip in clips if clip not in assigned}, key=natural)
+    if clips and not assigned:
+        raise DataError(f"no speaker of {source} is in {raw}, which has {', '.join(left_out)}")
+    if left_out:
+        print(f"left out, because {source} does not name them: {', '.join(left_out)}")
+    return assigned
+
+
+def _write_splits(out: Path, assigned: Splits) -> None:
+    """Write the speakers of each split, unless the clips of one speaker were divided."""
+    speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for (speaker, _), split in assigned.items():
+        speakers[split].add(speaker)
+    if sum(map(len, speakers.values())) == len({speaker for speaker, _ in assigned}):
+        lists = {split: sorted(names, key=natural) for split, names in speakers.items()}
+        write_json(out / SPLITS_FILE, lists)
 
 
 def prepare_synthetic(
@@ -221,12 +342,12 @@ def prepare_synthetic(
     return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
 
 
-def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
+def _render(out: Path, index: int, options: dict[str, Any]) -> list[Path]:
     clip = replace(render_clip(index, **options), name=f"{index:05d}")
     target = out / "clips" / clip.speaker / f"{clip.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_clip(target, clip)
-    return target
+    return [target]
 
 
 def _check(
@@ -305,11 +426,19 @@ def _prepare(
 
     anonymous = all(speaker == "" for speaker, _ in jobs)
     done = {}
+    pieces: dict[tuple[str, str], dict[Path, dict[str, Any]]] = {}
     for path, header in _finished(out, settings):
         key = ("" if anonymous else header["speaker"], header["name"])
         if key in jobs:
             done[path] = header
             del jobs[key]
+            continue
+        name, count = whole_name(header["name"])
+        files = pieces.setdefault((header["speaker"], f"{name} {count}"), {})
+        files[path] = header
+        if len(files) == count and (header["speaker"], name) in jobs:
+            del jobs[header["speaker"], name]
+            done |= files
     kept, complete = len(done), False
     workers = min(workers or usable_cores(), max(1, len(jobs)))
     try:
@@ -323,7 +452,7 @@ def _prepare(
                     skipped.append({"file": job.name, "reason": reason})
                     bar.set_postfix(skipped=len(skipped))
                 else:
-                    done[made] = read_header(made)
+                    done |= {path: read_header(path) for path in made}
                 bar.update()
         complete = True
     except OSError as error:
@@ -369,7 +498,8 @@ def _entries(
     clips = []
     for path, header in done.items():
         speaker, name = header["speaker"], header["name"]
-        entry = {"name": name, "speaker": speaker, "split": assigned[speaker, name]}
+        whole = (speaker, name if (speaker, name) in assigned else whole_name(name)[0])
+        entry = {"name": name, "speaker": speaker, "split": assigned[whole]}
         entry |= {"file": path.relative_to(out).as_posix()}
         entry |= {key: header[key] for key in ("frames", "samples")}
         entry |= {"remarks": header["remarks"]} if header["remarks"] else {}
@@ -415,7 +545,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = functools.partial(
         tyro.extras.subcommand_cli_from_dict,
-        {"grid": prepare_grid, "synthetic": prepare_synthetic},
+        {
+            "grid": prepare_grid,
+            "crema-d": prepare_crema_d,
+            "tcd-timit": prepare_tcd_timit,
+            "any": prepare_any,
+            "synthetic": prepare_synthetic,
+        },
         prog="python -m train.prepare",
         description="Prepare training data. Example: python -m train.prepare grid RAW OUT",
     )

@@ -106,7 +106,7 @@ REASONS = {
     "cut.mpg": "fewer than 75 (truncated?)",
     "faceless.mpg": "no face found",
     "silent.mpg": "no audio stream",
-    "fast.mpg": "30 fps, GRID has 25",
+    "fast.mpg": "30 fps, the set 25",
     "bbir6n.mpg": "the same clip as",
 }
 
@@ -194,18 +194,18 @@ def test_stopped_run_keeps_what_is_done(tmp_path, monkeypatch, capsys):
         (tmp_path / clip).parent.mkdir(parents=True)
         shutil.copy(GRID / clip, tmp_path / clip)
     args = ["grid", tmp_path, tmp_path / "out", "--workers", "1", "--size", "32", "24"]
-    real = grid.prepare_clip
+    real = prepare.prepare_clip
 
     def stop_at_second(source, *rest, **options):
         if source.speaker == "s2":
             raise KeyboardInterrupt
         return real(source, *rest, **options)
 
-    monkeypatch.setattr(grid, "prepare_clip", stop_at_second)
+    monkeypatch.setattr(prepare, "prepare_clip", stop_at_second)
     assert command(monkeypatch, *args) == 130
     with pytest.raises(DataError, match="stopped early"):
         PreparedSet(tmp_path / "out", split=None)
-    monkeypatch.setattr(grid, "prepare_clip", real)
+    monkeypatch.setattr(prepare, "prepare_clip", real)
     assert command(monkeypatch, *args) == 0
     assert "(1 were there before)" in capsys.readouterr().out
     assert len(PreparedSet(tmp_path / "out", split=None)) == 2

@@ -1,18 +1,16 @@
-"""The GRID corpus as it is downloaded: its clips, found and prepared one by one.
-
-Cooke, Barker, Cunningham, Shao, "An audio-visual corpus for speech perception and automatic
-speech recognition", JASA 2006: 33 speakers with video, 1000 sentences each, 75 frames at 25 fps.
-"""
+"""Prepare one clip of a corpus: its face aligned, its sound resampled, in pieces if it is long."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.data.align import find_face, warp
+import numpy as np
+
+from train.data.align import NoFace, find_face, warp
+from train.data.corpus import Source
+from train.data.decode import load_pieces
 from train.data.landmarks import (
     align_landmarks,
     eye_openness,
@@ -20,95 +18,104 @@ from train.data.landmarks import (
     lip_shape,
     load_predictor,
 )
-from train.data.media import MediaError, load_media
-from train.data.prepared import Clip, DataError, write_clip
-from train.data.splits import natural
+from train.data.media import MediaError
+from train.data.prepared import Clip, write_clip
 
-FPS = 25.0
-FRAMES = 75
-_VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
+_PIECE = re.compile(r"(.+)-(\d+)of(\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Source:
-    """One clip of the corpus on disk."""
+class _Face:
+    """The aligned face of a piece."""
 
-    path: Path
-    speaker: str
-    name: str
-
-
-def find_clips(raw: str | os.PathLike[str]) -> list[Source]:
-    """Find the videos under ``raw``, at any depth, in a stable order.
-
-    The speaker is the nearest enclosing folder called s<number>; without one, the enclosing
-    folder. So s1/bbaf2n.mpg and s1/video/mpg_6000/bbaf2n.mpg both are bbaf2n of speaker s1.
-    Folders and files may be links; what counts is the name of the link, not where it leads.
-    """
-    raw = Path(raw)
-    if not raw.is_dir():
-        what = "is not a directory" if raw.exists() else "does not exist"
-        raise DataError(f"RAW {raw} {what}; give the folder that holds s1/, s2/, ... with *.mpg")
-    paths = [path for path in _files(raw) if path.suffix.lower() in _VIDEO and path.is_file()]
-    if not paths:
-        raise DataError(f"RAW {raw} holds no video ({', '.join(sorted(_VIDEO))}) at any depth")
-    sources = []
-    for path in sorted(paths, key=natural):
-        folders = [folder.name for folder in Path(os.path.abspath(path)).parents]
-        speaker = next((name for name in folders if re.fullmatch(r"s\d+", name)), folders[0])
-        sources.append(Source(path, speaker, path.stem))
-    return sources
-
-
-def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Everything below ``folder`` but folders, through links too, but not round in circles."""
-    place = os.path.realpath(folder)
-    if place in above:
-        return
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder} ({error.strerror})") from None
-    for path in entries:
-        if path.is_dir():
-            yield from _files(path, above | {place})
-        else:
-            yield path
+    frames: np.ndarray  # (T, 3, H, W) uint8 RGB
+    remarks: list[str]
+    known: dict[str, np.ndarray]
 
 
 def prepare_clip(
     source: Source,
-    target: Path,
+    folder: Path,
     *,
+    fps: float,
     sample_rate: int,
     size: tuple[int, int],
-    min_frames: int = FRAMES,
+    min_frames: int,
+    max_frames: int,
     landmarks: str = "haar",
-) -> Path:
-    """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
+) -> list[Path]:
+    """Align the face of ``source``, resample its sound, and write it into ``folder``.
 
-    Pictures of another rate are resampled to ``FPS``. ``landmarks`` is what
-    ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes, ``dlib`` or a predictor's
-    path by landmarks, and then the clip says how far its eyes are open and what shape its lips
-    have. What was done to the file and what is odd about it is stored with the clip, as remarks.
+    Pictures of another rate are resampled to ``fps``, sound to ``sample_rate`` Hz. A clip of more
+    than ``max_frames`` is cut into pieces of so many, NAME-1of2 and NAME-2of2; what is left at its
+    end is a piece too unless it has fewer than ``min_frames``, and pieces without a face are left
+    out. ``landmarks`` is what ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes,
+    ``dlib`` or a predictor's path by landmarks, and then the clip says how far its eyes are open
+    and what shape its lips have. What was done to the file and what is odd about it is stored with
+    the clip, as remarks.
 
-    Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
+    Returns the files written. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
-    media = load_media(source.path, sample_rate, fps=FPS)
-    if len(media.frames) < min_frames:
-        why = f"{len(media.frames)} frames, fewer than {min_frames} (truncated?)"
-        if abs(media.source_fps - FPS) > 0.01:
-            why += f"; it has {media.source_fps:.5g} fps, GRID has {FPS:g}"
+
+    def align(frames: np.ndarray) -> _Face | NoFace:
+        try:
+            return _align(frames, size, landmarks)
+        except NoFace as error:
+            return error
+
+    media = load_pieces(
+        source.path,
+        sample_rate,
+        align,
+        fps=fps,
+        length=max_frames,
+        least=min_frames,
+        sound=source.sound,
+    )
+    if media.frames < min_frames:
+        why = f"{media.frames} frames, fewer than {min_frames} (truncated?)"
+        if abs(media.source_fps - fps) > 0.01:
+            why += f"; it has {media.source_fps:.5g} fps, the set {fps:g}"
         raise MediaError(f"{source.path}: {why}")
-    known = {}
+    faces = [(first, count, face) for first, count, face in media.items if isinstance(face, _Face)]
+    if not faces:
+        raise next(face for *_, face in media.items if isinstance(face, NoFace))
+    remarks, lost = list(media.remarks), media.frames - sum(count for _, count, _ in faces)
+    if lost:
+        tail = media.frames - sum(count for _, count, _ in media.items)
+        faceless = len(media.items) - len(faces)
+        remarks.append(
+            f"left out: {lost / fps:.2f} s"
+            + (f", {faceless} pieces without a face" if faceless else "")
+            + (f", the last {tail} frames, too few for a piece" if tail else "")
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, (first, count, face) in enumerate(faces, start=1):
+        name, cut = source.name, []
+        if media.frames > max_frames and len(media.items) > 1:
+            name = f"{source.name}-{number}of{len(faces)}"
+            begin, end, whole = (frame / fps for frame in (first, first + count, media.frames))
+            cut = [f"cut: {begin:.2f} to {end:.2f} s of {whole:.2f} s"]
+        begin, end = (round(frame / fps * sample_rate) for frame in (first, first + count))
+        audio = media.audio[begin:end]
+        clip = Clip(face.frames, audio, fps, sample_rate, source.speaker, name, face.known)
+        path = folder / f"{name}.safetensors"
+        write_clip(path, clip, remarks=[*remarks, *cut, *face.remarks])
+        written.append(path)
+    return written
+
+
+def whole_name(name: str) -> tuple[str, int]:
+    """Give the name of the clip that ``name`` is a piece of, and its number of pieces."""
+    match = _PIECE.fullmatch(name)
+    return (match[1], int(match[3])) if match else (name, 1)
+
+
+def _align(frames: np.ndarray, size: tuple[int, int], landmarks: str) -> _Face:
     if landmarks == "haar":
-        eyes = find_face(media.frames)
-        faces, remarks = warp(media.frames, eyes.eyes, size), eyes.remarks
-    else:
-        face = find_landmarks(media.frames, load_predictor(landmarks))
-        faces, remarks = align_landmarks(media.frames, face.points, size), face.remarks
-        known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
-    clip = Clip(faces, media.audio, FPS, sample_rate, source.speaker, source.name, known)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, remarks=[*media.remarks, *remarks])
-    return target
+        eyes = find_face(frames)
+        return _Face(warp(frames, eyes.eyes, size), eyes.remarks, {})
+    face = find_landmarks(frames, load_predictor(landmarks))
+    known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
+    return _Face(align_landmarks(frames, face.points, size), face.remarks, known)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,10 @@ from train.data.prepared import DataError
 SPLITS = {"train": 16, "val": 7, "test": 10}  # speakers of each, the proportions of Vougioukas
 
 
-def draw_splits(clips: Collection[tuple[str, str]], seed: int) -> dict[tuple[str, str], str]:
-    """Assign (speaker, name) pairs to train, val and test in the proportions 16 : 7 : 10.
+def draw_splits(
+    clips: Collection[tuple[str, str]], seed: int, shares: Mapping[str, int] = SPLITS
+) -> dict[tuple[str, str], str]:
+    """Assign (speaker, name) pairs to train, val and test in the proportions ``shares``.
 
     Whole speakers are assigned, at least one to val and to test, the one with most clips to train.
     One or two speakers cannot be kept apart: then the clips are split instead, and val and test
@@ -25,9 +27,9 @@ def draw_splits(clips: Collection[tuple[str, str]], seed: int) -> dict[tuple[str
     """
     counts = Counter(speaker for speaker, _ in clips)
     if len(counts) < 3:
-        return _divide(sorted(clips), None, seed)
+        return _divide(sorted(clips), None, seed, shares)
     speakers = sorted(counts, key=natural)
-    split = _divide(speakers, max(speakers, key=counts.__getitem__), seed)
+    split = _divide(speakers, max(speakers, key=counts.__getitem__), seed, shares)
     return {(speaker, name): split[speaker] for speaker, name in clips}
 
 
@@ -53,13 +55,13 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _divide(items: list, first: object, seed: int) -> dict:
+def _divide(items: list, first: object, seed: int, shares: Mapping[str, int]) -> dict:
     """Shuffle ``items``, bring ``first`` to the front, cut them into the splits."""
     order = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
     order.sort(key=lambda item: item != first)
-    whole = sum(SPLITS.values())
+    whole = sum(shares.values())
     val, test = (
-        max(1, round(len(items) * SPLITS[split] / whole)) if len(items) > 2 else 0
+        max(1, round(len(items) * shares[split] / whole)) if len(items) > 2 else 0
         for split in ("val", "test")
     )
     names = ["train"] * (len(items) - val - test) + ["val"] * val + ["test"] * test
