@@ -19,7 +19,7 @@ import numpy as np
 from train.data.frames import Frames, FramesInPieces
 from train.data.limits import Limits, MediaError
 from train.data.picture import Pictures
-from train.data.sound import Sound
+from train.data.sound import NOTICED, Sound
 from train.data.timeline import ConstantRate, source_rate, timing_remarks
 
 # Before 17, PyAV turned BT.709 pictures to RGB with the matrix of BT.601: faces were too red.
@@ -286,22 +286,26 @@ def _decode(
                 limits.check_seconds(sound.end - sound.start)
         last = stamps.finish()
         keep(clock.finish(last))
-        declared = _declared_end(video)
+        declared, header = _declared_end(video), _header_end(container)
         remarks = _format_remarks(path, container)
     start, end = stamps.times[0], stamps.times[-1] + last
     seconds = frames.count / survey.fps
     missing = 0.0 if declared is None else declared - end
+    lost = 0.0 if header is None else header - max(end, sound.end)
     hears = start
     if beside is not None and audio is None:
         sound = read_sound(beside, limits)
         hears = sound.start
         remarks.append(f"sound beside the video: from {Path(beside).name}")
-    if missing > 1.5 * stamps.typical or abs(sound.end - hears - (end - start)) > MAX_MISMATCH:
+    uneven = abs(sound.end - hears - (end - start)) > MAX_MISMATCH
+    if missing > 1.5 * stamps.typical or lost > MAX_MISMATCH or uneven:
         raise MediaError(
             f"truncated or damaged ({end - start:.2f} s of picture, "
             f"{max(0.0, sound.end - hears):.2f} s of sound"
-            + (f", {missing:.2f} s of picture missing)" if missing > 0 else ")")
+            + (f", {max(missing, lost):.2f} s missing)" if max(missing, lost) > 0 else ")")
         )
+    if lost > NOTICED:
+        remarks.append(f"cut off: its header speaks of {lost:.2f} s more")
     rate, timing = stamps.remarks(survey)
     audio_wave, hearing = sound.samples(sample_rate, hears, round(seconds * sample_rate))
     remarks += timing + pictures.finish() + hearing
@@ -335,6 +339,13 @@ def _declared_end(video: Any) -> float | None:
     if not video.frames or video.duration is None:
         return None
     return float(((video.start_time or 0) + video.duration) * video.time_base)
+
+
+def _header_end(container: Any) -> float | None:
+    """When a file should end by its header, of containers that are written as they come."""
+    if not container.duration or not {"flv", "matroska"} & set(container.format.name.split(",")):
+        return None
+    return float(container.duration / av.time_base)
 
 
 def _streams(container: Any, silent: bool = False) -> tuple[Any, Any]:
