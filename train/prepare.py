@@ -69,8 +69,8 @@ _CORPUS_HELP = """
     3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
     listed; longer ones are cut into pieces; other frame rates are resampled to {fps:g}, and remarks
     say what was done to a clip or is odd about it. Run again, the command does only what is
-    missing. Training mirrors clips at random (python -m train --no-mirror does not), so no mirrored
-    copies are made.
+    missing. No mirrored copies are made: training mirrors clips at random (python -m train
+    --mirror, which the presets paper and small set).
 
     Args:
         raw: Folder that holds {layout}, at any depth.

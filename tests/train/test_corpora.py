@@ -3,6 +3,8 @@
 Most trees here are of empty files: their names are all that counts before a clip is decoded.
 """
 
+import sys
+
 import pytest
 
 from train import prepare
@@ -223,3 +225,66 @@ def test_tcd_timit_is_divided_as_published(capsys):
     assert [len(names) for names in drawn.values()] == [1, 1, 1]
     assert "35M" not in set().union(*drawn.values())
     assert "these speakers are divided 39 : 8 : 9 at random" in capsys.readouterr().out
+
+
+def command(monkeypatch, *args):
+    """Run ``python -m train.prepare ARGS`` in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, args)])
+    try:
+        return prepare.main()
+    except SystemExit as stop:  # after --help
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.mp4,Ann\n", "lacks the columns file,speaker"),
+        ("", "lacks the columns file,speaker"),
+        ("file,speaker\na.mp4\n", "line 2: file 'a.mp4' and speaker ''"),
+        ("file,speaker\na.mp4,../Ann\n", "the speaker without a slash"),
+        ("file,speaker\nc.mp4,Ann\n", "line 2: there is no file"),
+        ("file,speaker\na.mp4,Ann\na.mp4,Bob\n", "line 3: a.mp4 has another speaker"),
+        ("file,speaker\n../out.mp4,Ann\n", "out.mp4, which is no video of the corpus"),
+        ("file,speaker\n\xe9,Ann\n".encode("latin-1"), "is no CSV in UTF-8"),
+    ],
+)
+def test_mistakes_in_a_file_of_speakers(tmp_path, monkeypatch, capsys, text, message):
+    raw = plant(tmp_path / "raw", ["a.mp4", "b.mp4", "../out.mp4"])
+    told = tmp_path / "speakers.csv"
+    told.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert command(monkeypatch, "any", raw, tmp_path / "new", "--speakers", told) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(told) in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["any", "RAW", "OUT", "--clip-seconds", "0.5"], "fewer than min-frames 25"),
+        (["any", "RAW", "OUT", "--fps", "0"], "fps must be greater than 0"),
+        (["any", "RAW", "OUT", "--speakers", "none.csv"], "cannot read speakers none.csv"),
+        (["crema-d", "RAW", "OUT"], "holds no clip of CREMA-D"),
+        (["tcd-timit", "RAW", "OUT"], "volunteers/01M/Clips/straightcam/sa1.mp4"),
+        (["tcd-timit", "none", "OUT"], "RAW none does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, args, message):
+    raw = plant(tmp_path / "raw", ["a.mp4"])
+    places = {"RAW": raw, "OUT": tmp_path / "new"}
+    assert command(monkeypatch, *(places.get(arg, arg) for arg in args)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("corpus", LAYOUTS, ids=lambda corpus: corpus.key)
+def test_help_teaches_by_example(monkeypatch, capsys, corpus):
+    assert command(monkeypatch, corpus.key, "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"python -m train.prepare {corpus.key} ~/" in printed
+    assert "training mirrors clips at random (python -m train --mirror" in printed
