@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +40,10 @@ from train.data.prepared import (
     read_manifest,
     write_clip,
 )
-from train.data.splits import SPLITS, draw_splits, natural, read_splits
+from train.data.splits import SPLITS, Splits, draw_splits, read_splits, write_splits
 from train.data.synthetic import render_clip
 from train.data.tcd_timit import TCD_TIMIT
-from train.data.videos import ANY, read_speakers
+from train.data.videos import ANY, told
 from train.errors import run
 from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
@@ -59,31 +58,29 @@ Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
-Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 
-
-_CORPUS_HELP = """
+_CORPUS_HELP = """{about}
 
     Faces are aligned by landmarks or by their eyes, the sound is resampled, and speakers are
-    divided into train, val and test {division} (with one or two speakers, clips are). A clip of
-    3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
-    listed; longer ones are cut into pieces; other frame rates are resampled to {fps:g}, and remarks
-    say what was done to a clip or is odd about it. Run again, the command does only what is
-    missing. No mirrored copies are made: training mirrors clips at random (python -m train
-    --mirror, which the presets paper and small set).
+    divided into train, val and test (with one or two speakers, clips are). A clip of 3 s takes
+    2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and listed;
+    longer ones are cut into pieces; other frame rates are resampled to {fps:g}, and remarks say
+    what was done to a clip or is odd about it. Run again, the command does only what is missing.
+    No mirrored copies are made: training mirrors clips at random (python -m train --mirror, which
+    the presets paper and small set).
 
     Args:
         raw: Folder that holds {layout}, at any depth.
         out: Folder to write the prepared set to. Its splits.json has the speakers of each split, as
             --splits takes them.
-        sample_rate: Rate of the sound in Hz, a multiple of 1000. {published_rate}
+        sample_rate: Rate of the sound in Hz, a multiple of 1000.
         fps: Rate of the video in frames per second.
         size: Height and width of the aligned frames in pixels, even.
         seed: Seed of the division into splits.
         splits: JSON file {{"train": [SPEAKER, ...], "val": [...], "test": [...]}} to divide by
             instead.
         speakers: CSV file with the columns file,speaker, files relative to RAW, that says instead
-            of {told_by} who speaks; only the files in it are prepared.
+            of folders and names who speaks; only the files in it are prepared.
         min_frames: Least number of frames; shorter clips are skipped.
         clip_seconds: Longest clip in seconds; longer ones are cut into pieces of this length.
         landmarks: Source of the points that faces are aligned by: dlib, the 68-point predictor of
@@ -101,8 +98,8 @@ _CORPUS_HELP = """
 """
 
 
-def _command(corpus: Corpus, about: str, **texts: str) -> Callable[..., Path]:
-    """The subcommand of ``corpus``; ``about`` and ``texts`` are what its help says of it."""
+def _command(corpus: Corpus) -> Callable[..., Path]:
+    """The subcommand that prepares ``corpus``."""
 
     def prepare(
         raw: Raw,
@@ -143,77 +140,24 @@ def _command(corpus: Corpus, about: str, **texts: str) -> Callable[..., Path]:
         }
         sources = corpus.find(raw)
         if speakers is not None:
-            sources = _told(sources, speakers, raw)
+            sources = told(sources, speakers, raw)
         options = {"fps": float(fps), "sample_rate": sample_rate, "size": size}
         options |= {"min_frames": min_frames, "max_frames": max_frames, "landmarks": aligner}
         jobs, skipped = _corpus_jobs(sources, out, options)
-        assigned = _divide(corpus, jobs, seed, chosen, f"{splits}", raw)
+        assigned = corpus.divide(jobs, seed, chosen, f"{splits}")
         jobs = {key: job for key, job in jobs.items() if key in assigned}
         _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
-        _write_splits(out, assigned)
+        write_splits(out / SPLITS_FILE, assigned)
         print(f"faces aligned by {describe(aligner)}")
         return out
 
-    prepare.__doc__ = about + _CORPUS_HELP.format(fps=corpus.fps, layout=corpus.layout, **texts)
+    texts = {"about": corpus.about, "layout": corpus.layout, "fps": corpus.fps}
+    prepare.__doc__ = _CORPUS_HELP.format(**texts)
     return prepare
 
 
-prepare_grid = _command(
-    GRID,
-    """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
-
-    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8""",
-    division="50-20-30 % at random",
-    published_rate="The published GRID model has 40000.",
-    told_by="the folders",
-)
-prepare_crema_d = _command(
-    CREMA_D,
-    """Prepare the CREMA-D corpus (https://github.com/CheyneyComputerScience/CREMA-D).
-
-    Example: python -m train.prepare crema-d ~/corpora/CREMA-D data/crema-d --workers 8
-
-    Actors are told by the first four digits of a file's name. The sound is the video's own; where
-    it has none, that of the same name in AudioWAV.""",
-    division="70-15-15 % at random",
-    published_rate="The published CREMA-D model has 16000.",
-    told_by="the files' names",
-)
-prepare_tcd_timit = _command(
-    TCD_TIMIT,
-    """Prepare the TCD-TIMIT corpus (https://sigmedia.tcd.ie), its clips from the front.
-
-    Example: python -m train.prepare tcd-timit ~/corpora/TCD-TIMIT data/tcd-timit --workers 8
-
-    The lipspeakers and 27M, 35M and 53M, whom the authors' division leaves out, are left out unless
-    --splits names them.""",
-    division="as the authors do, eight of their 17 test speakers for val",
-    published_rate="The published TCD-TIMIT model has 48000.",
-    told_by="the folders",
-)
-prepare_any = _command(
-    ANY,
-    """Prepare talking-head videos of your own: one face, one voice, in a folder for each speaker.
-
-    Example: python -m train.prepare any ~/videos data/own --workers 8
-
-    Speakers are told by the first folders in which the videos differ, or by --speakers FILE.""",
-    division="50-20-30 % at random",
-    published_rate="16000 suits the presets.",
-    told_by="the folders",
-)
-
-
-def _told(sources: list[Source], speakers: Path, raw: Path) -> list[Source]:
-    """Those of ``sources`` that the file ``speakers`` names, with the speakers that it gives."""
-    told = read_speakers(speakers, raw)
-    found = {Path(os.path.normpath(source.path)): source for source in sources}
-    unknown = [path for path in told if path not in found]
-    if unknown:
-        raise DataError(f"speakers {speakers} names {unknown[0]}, which is no video of the corpus")
-    if len(told) < len(found):
-        print(f"left out, because {speakers} does not name them: {len(found) - len(told)} videos")
-    return [replace(found[path], speaker=who.speaker, name=who.name) for path, who in told.items()]
+prepare_grid, prepare_crema_d = _command(GRID), _command(CREMA_D)
+prepare_tcd_timit, prepare_any = _command(TCD_TIMIT), _command(ANY)
 
 
 def _corpus_jobs(
@@ -234,39 +178,6 @@ def _corpus_jobs(
         make = functools.partial(prepare_clip, source, folder, **options)
         jobs[key] = Job(str(source.path), make)
     return jobs, skipped
-
-
-def _divide(
-    corpus: Corpus,
-    clips: Collection[tuple[str, str]],
-    seed: int,
-    chosen: dict[str, str] | None,
-    file: str,
-    raw: Path,
-) -> Splits:
-    """The split of every clip that is to be prepared, by ``chosen`` if it is given."""
-    if chosen is None:
-        assigned = corpus.divide(clips, seed)
-        source = f"the published division of {corpus.title}"
-    else:
-        assigned = {clip: chosen[clip[0]] for clip in clips if clip[0] in chosen}
-        source = file
-    left_out = sorted({clip[0] for clip in clips if clip not in assigned}, key=natural)
-    if clips and not assigned:
-        raise DataError(f"no speaker of {source} is in {raw}, which has {', '.join(left_out)}")
-    if left_out:
-        print(f"left out, because {source} does not name them: {', '.join(left_out)}")
-    return assigned
-
-
-def _write_splits(out: Path, assigned: Splits) -> None:
-    """Write the speakers of each split, unless the clips of one speaker were divided."""
-    speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for (speaker, _), split in assigned.items():
-        speakers[split].add(speaker)
-    if sum(map(len, speakers.values())) == len({speaker for speaker, _ in assigned}):
-        lists = {split: sorted(names, key=natural) for split, names in speakers.items()}
-        write_json(out / SPLITS_FILE, lists)
 
 
 def prepare_synthetic(

@@ -224,7 +224,8 @@ def test_tcd_timit_is_divided_as_published(capsys):
     drawn = speakers_of(TCD_TIMIT.divide(few, 0))
     assert [len(names) for names in drawn.values()] == [1, 1, 1]
     assert "35M" not in set().union(*drawn.values())
-    assert "these speakers are divided 39 : 8 : 9 at random" in capsys.readouterr().out
+    assert "divided 39 : 8 : 9 at random instead" in (printed := capsys.readouterr().out)
+    assert "does not name them: 35M\n" in printed
 
 
 def command(monkeypatch, *args):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from train.data.prepared import DataError
-from train.data.splits import draw_splits, natural
+from train.data.splits import Splits, draw_splits, natural
 
 VIDEO = {".mpg", ".mpeg", ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".flv"}
 SOUND = {".wav", ".flac", ".mp3", ".m4a"}
@@ -48,7 +48,8 @@ class Corpus:
 
     key: str  # on the command line and in manifests
     title: str
-    layout: str  # where its videos lie, for error messages
+    about: str  # what it is, an example and what is special, for the command's help
+    layout: str  # where its videos lie, for messages
     fps: float  # frames per second that it is prepared at
     sample_rate: int  # Hz, likewise
     min_frames: int  # in shorter clips something is wrong
@@ -117,28 +118,35 @@ class Corpus:
         named = {self.identify(path, raw): path for path in files}
         return {identity: path for identity, path in named.items() if identity is not None}
 
-    def divide(self, clips: Iterable[tuple[str, str]], seed: int) -> dict[tuple[str, str], str]:
+    def divide(
+        self,
+        clips: Collection[tuple[str, str]],
+        seed: int,
+        given: Mapping[str, str] | None = None,
+        source: str = "",
+    ) -> Splits:
         """Assign clips, as (speaker, name), to train, val and test.
 
-        The published division is taken if the corpus has one and each of its parts is here;
-        speakers that it does not name are left out. Otherwise speakers are drawn in the
-        proportions ``shares``.
+        The division ``given``, speaker -> split, is taken, which ``source`` is called; or the
+        published one if the corpus has one and each of its parts is here; speakers that it does
+        not name are left out. Otherwise speakers are drawn in the proportions ``shares``.
         """
-        clips = list(clips)
-        if not self.published:
-            return draw_splits(clips, seed, self.shares)
-        clips = [clip for clip in clips if clip[0] in self.published] or clips
-        if {self.published.get(speaker) for speaker, _ in clips} == set(self.shares):
-            return {clip: self.published[clip[0]] for clip in clips}
-        print(
-            f"the published division of {self.title} needs speakers of each of its parts, who are "
-            f"not all here; these speakers are divided {_proportions(self.shares)} at random"
-        )
-        return draw_splits(clips, seed, self.shares)
-
-
-def _proportions(shares: Mapping[str, int]) -> str:
-    return " : ".join(map(str, shares.values()))
+        if given is None and self.published:
+            given, source = self.published, f"the published division of {self.title}"
+        named = clips if given is None else [clip for clip in clips if clip[0] in given]
+        left_out = sorted({who for who, _ in clips} - {who for who, _ in named}, key=natural)
+        if clips and not named:
+            raise DataError(f"no speaker of {source} is in RAW, which has {', '.join(left_out)}")
+        if left_out:
+            print(f"left out, because {source} does not name them: {', '.join(left_out)}")
+        if given is None:
+            return draw_splits(named, seed, self.shares)
+        assigned = {clip: given[clip[0]] for clip in named}
+        if given is self.published and set(assigned.values()) != set(self.shares):
+            shares = " : ".join(map(str, self.shares.values()))
+            print(f"{source} has parts of which nobody is here; divided {shares} at random instead")
+            return draw_splits(named, seed, self.shares)
+        return assigned
 
 
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:

@@ -30,6 +30,13 @@ def _bad(name: str) -> Identity:
 CREMA_D = _CremaD(
     key="crema-d",
     title="CREMA-D",
+    about="""Prepare the CREMA-D corpus (https://github.com/CheyneyComputerScience/CREMA-D).
+
+    Example: python -m train.prepare crema-d ~/corpora/CREMA-D data/crema-d --workers 8
+
+    Actors are told by the first four digits of a file's name; 70-15-15 % of them are drawn for
+    train, val and test. The sound is the video's own; where it has none, that of the same name in
+    AudioWAV.""",
     layout="VideoFlash/1001_DFA_ANG_XX.flv",
     fps=30.0,
     sample_rate=16000,

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from train.data.prepared import DataError
+from train.files import write_json
 
+Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 SPLITS = {"train": 16, "val": 7, "test": 10}  # speakers of each, the proportions of Vougioukas
 
 
 def draw_splits(
     clips: Collection[tuple[str, str]], seed: int, shares: Mapping[str, int] = SPLITS
-) -> dict[tuple[str, str], str]:
+) -> Splits:
     """Assign (speaker, name) pairs to train, val and test in the proportions ``shares``.
 
     Whole speakers are assigned, at least one to val and to test, the one with most clips to train.
@@ -53,6 +55,15 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
     if twice:
         raise DataError(f"splits {path} names {', '.join(twice)} more than once")
     return dict(pairs)
+
+
+def write_splits(path: Path, assigned: Splits) -> None:
+    """Write the speakers of each split for ``read_splits``, unless it is clips that are divided."""
+    speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for (speaker, _), split in assigned.items():
+        speakers[split].add(speaker)
+    if sum(map(len, speakers.values())) == len({speaker for speaker, _ in assigned}):
+        write_json(path, {split: sorted(who, key=natural) for split, who in speakers.items()})
 
 
 def _divide(items: list, first: object, seed: int, shares: Mapping[str, int]) -> dict:

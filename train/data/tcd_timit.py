@@ -44,6 +44,13 @@ class _TcdTimit(Corpus):
 TCD_TIMIT = _TcdTimit(
     key="tcd-timit",
     title="TCD-TIMIT",
+    about="""Prepare the TCD-TIMIT corpus (https://sigmedia.tcd.ie), its clips from the front.
+
+    Example: python -m train.prepare tcd-timit ~/corpora/TCD-TIMIT data/tcd-timit --workers 8
+
+    Speakers are divided as its authors do, with eight of their 17 test speakers set aside for val.
+    The lipspeakers and 27M, 35M and 53M, whom that leaves out, are left out unless --splits names
+    them.""",
     layout="volunteers/01M/Clips/straightcam/sa1.mp4",
     fps=30.0,
     sample_rate=48000,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from train.data.corpus import Corpus, Identity, folders_above, folders_below, stem
+from train.data.corpus import Corpus, Identity, Source, folders_above, folders_below, stem
 from train.data.prepared import DataError
 
 _COLUMNS = ["file", "speaker"]
@@ -78,9 +79,27 @@ def read_speakers(path: str | os.PathLike[str], raw: Path) -> dict[Path, Identit
     return speakers
 
 
+def told(sources: list[Source], speakers: Path, raw: Path) -> list[Source]:
+    """Those of ``sources`` that the file ``speakers`` names, with the speakers that it gives."""
+    named = read_speakers(speakers, raw)
+    found = {Path(os.path.normpath(source.path)): source for source in sources}
+    unknown = [path for path in named if path not in found]
+    if unknown:
+        raise DataError(f"speakers {speakers} names {unknown[0]}, which is no video of the corpus")
+    if len(named) < len(found):
+        print(f"left out, because {speakers} does not name them: {len(found) - len(named)} videos")
+    return [replace(found[path], speaker=who.speaker, name=who.name) for path, who in named.items()]
+
+
 ANY = _Videos(
     key="any",
     title="a video",
+    about="""Prepare talking-head videos of your own, each with one face and one voice.
+
+    Example: python -m train.prepare any ~/videos data/own --workers 8
+
+    Speakers are told by the first folders in which the videos differ, or by --speakers FILE;
+    50-20-30 % of them are drawn for train, val and test.""",
     layout="*.mp4, *.mov, ... in a folder for each speaker",
     fps=25.0,
     sample_rate=16000,
