@@ -11,6 +11,7 @@ from train import prepare
 from train.data.crema_d import CREMA_D
 from train.data.grid import GRID, find_clips
 from train.data.prepared import DataError
+from train.data.splits import read_splits, write_splits
 from train.data.tcd_timit import TCD_TIMIT
 from train.data.videos import ANY
 
@@ -101,6 +102,13 @@ def test_speakers_of_grid_through_links_and_folders_above(tmp_path):
         (linked / clip).symlink_to(tmp_path / "cache" / f"s9/{number:02x}/blob")
     assert identities(GRID, linked) == expected
 
+    annex = tmp_path / "annex"  # caches below RAW, hidden or not
+    for number, clip in enumerate(clips):
+        store = plant(annex, [f"{'.git/annex' if number % 2 else 'store'}/{number}/blob.mpg"])
+        (annex / clip).parent.mkdir(parents=True, exist_ok=True)
+        (annex / clip).symlink_to(next(store.glob(f"*/**/{number}/blob.mpg")))
+    assert identities(GRID, annex) == expected
+
     upper = plant(tmp_path / "upper", [f"{clip[:2].upper()}/video/{clip[3:]}" for clip in clips])
     assert {*identities(GRID, upper).values()} == {*expected.values()}
 
@@ -140,7 +148,9 @@ def test_speakers_of_own_videos(tmp_path):
 
 def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
     plant(tmp_path, ["s1/bbaf2n.mpg", "s2/bbaf2n.mpg.part", "s2/bbaf3s.mpg.crdownload"])
-    plant(tmp_path, ["s1/lrarzn.mpg", "s1.mpg_vcd.zip", "s9.mpg_vcd.zip"])
+    plant(tmp_path, ["s1/lrarzn.mpg", "s1.mpg_vcd.zip", "s9.mpg_vcd.zip", "alignments.zip"])
+    plant(tmp_path, ["alignments/s1/bbaf2n.align"])
+    plant(tmp_path, ["s5/bbaf2n.mpg"], b"")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     plant(tmp_path, ["s3/bbaf2n.mpg"], pointer)
     (tmp_path / "s4").mkdir()
@@ -153,6 +163,7 @@ def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
         ("s2", "bbaf3s"): "an unfinished download",
         ("s3", "bbaf2n"): "a pointer of Git LFS",
         ("s4", "bbaf2n"): "a link that leads nowhere",
+        ("s5", "bbaf2n"): "zero bytes",
     }.items():
         assert said in problems.pop(key)
     assert not problems
@@ -208,6 +219,16 @@ def test_speakers_are_drawn_in_the_published_proportions(corpus, speakers, sizes
     assert (
         drawn == speakers_of(corpus.divide(clips[::-1], 3)) != speakers_of(corpus.divide(clips, 4))
     )
+
+
+def test_who_changes_the_split_is_said(tmp_path, capsys):
+    write_splits(tmp_path / "splits.json", {("a", "1"): "train", ("b", "1"): "test"})
+    assert not capsys.readouterr().out
+    assert read_splits(tmp_path / "splits.json") == {"a": "train", "b": "test"}
+    write_splits(
+        tmp_path / "splits.json", {("a", "1"): "val", ("b", "1"): "test", ("c", "1"): "val"}
+    )
+    assert "moved: a from train to val; train anew" in capsys.readouterr().out
 
 
 def test_tcd_timit_is_divided_as_published(capsys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,10 @@ from typing import NamedTuple
 from train.data.prepared import DataError
 from train.data.splits import Splits, draw_splits, natural
 
-VIDEO = {".mpg", ".mpeg", ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".flv"}
+VIDEO = {
+    *(".mpg", ".mpeg", ".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".flv"),
+    *(".wmv", ".3gp", ".mts", ".m2ts", ".ogv"),
+}
 SOUND = {".wav", ".flac", ".mp3", ".m4a"}
 UNFINISHED = {".part", ".crdownload", ".download", ".partial", ".aria2", ".filepart", ".!ut"}
 _ARCHIVE = re.compile(r".+\.(zip|tar|tar\.gz|tgz|tar\.bz2|7z|rar)", re.IGNORECASE)
@@ -81,6 +84,7 @@ class Corpus:
             raise DataError(f"RAW {raw} {what}; give the folder that holds {self.layout}")
         files = sorted(walk(raw), key=natural)
         videos = [path for path in files if _finished(path).suffix.lower() in VIDEO]
+        videos = _without_targets(videos, raw)
         identities = self.identify_all(videos, raw)
         found = [path for path in videos if identities[path] is not None]
         archives = [path for path in files if _ARCHIVE.fullmatch(_finished(path).name)]
@@ -96,7 +100,8 @@ class Corpus:
                 f"left out {len(videos) - len(found)} videos that are no clips of {self.title} "
                 f"({self.layout}), such as {other}"
             )
-        packed = [path.name for path in archives if not _unpacked(path, found)]
+        folders = {_first_part(folder) for path in files for folder in folders_below(path, raw)}
+        packed = [path.name for path in archives if _first_part(path.name) not in folders]
         if packed:
             print(f"not unpacked, so not read: {', '.join(packed)}")
         heard = [path for path in files if path.suffix.lower() in SOUND and not _problem(path)]
@@ -150,7 +155,10 @@ class Corpus:
 
 
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Everything below ``folder`` but folders, through links too, but not round in circles."""
+    """Everything below ``folder`` but folders, through links too, but not round in circles.
+
+    What is hidden is left out: the stores of git-annex and DVC, and what macOS leaves in archives.
+    """
     place = os.path.realpath(folder)
     if place in above:
         return
@@ -159,10 +167,21 @@ def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"cannot read the folder {folder} ({error.strerror})") from None
     for path in entries:
+        if path.name.startswith("."):
+            continue
         if path.is_dir():
             yield from walk(path, above | {place})
-        elif not path.name.startswith("._"):  # what macOS leaves beside files in archives
+        else:
             yield path
+
+
+def _without_targets(paths: list[Path], raw: Path) -> list[Path]:
+    """Leave out files that links among ``paths`` lead to: the link has the clip's name."""
+    places = {path: os.path.realpath(path) for path in paths}
+    root = os.path.realpath(raw)
+    links = {path for path in paths if places[path] != os.path.join(root, path.relative_to(raw))}
+    targets = {places[path] for path in links}
+    return [path for path in paths if path in links or places[path] not in targets]
 
 
 def folders_below(path: Path, raw: Path) -> list[str]:
@@ -191,6 +210,8 @@ def _problem(path: Path) -> str:
         return "an unfinished download; finish it and run the command again"
     if not path.exists():
         return "a link that leads nowhere; fetch the file (git annex get, dvc pull, ...)"
+    if path.is_file() and path.stat().st_size == 0:
+        return "zero bytes"
     try:
         with open(path, "rb") as file:
             start = file.read(len(_POINTER))
@@ -201,7 +222,6 @@ def _problem(path: Path) -> str:
     return ""
 
 
-def _unpacked(archive: Path, found: Iterable[Path]) -> bool:
-    """Whether a folder on the way to a clip is called like the archive, up to its first point."""
-    name = archive.name.lower().split(".")[0]
-    return any(name == part.lower().split(".")[0] for path in found for part in path.parts[:-1])
+def _first_part(name: str) -> str:
+    """The name of a folder or an archive up to its first point: s1 of s1.mpg_vcd.zip."""
+    return name.lower().split(".")[0]

@@ -55,7 +55,8 @@ def read_speakers(path: str | os.PathLike[str], raw: Path) -> dict[Path, Identit
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
-            if rows.fieldnames is None or not set(_COLUMNS) <= set(rows.fieldnames):
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
+            if not set(_COLUMNS) <= set(rows.fieldnames):
                 raise DataError(f"speakers {path} lacks the columns file,speaker; {expected}")
             for row in rows:
                 name, speaker = ((row[column] or "").strip() for column in _COLUMNS)
