@@ -14,6 +14,8 @@ import pytest
 from scipy.signal import correlate
 
 from train import prepare
+from train.data import clips as clip_module
+from train.data.align import NoFace
 from train.data.media import load_media
 from train.data.prepared import PreparedSet, read_clip
 
@@ -227,3 +229,24 @@ def test_own_videos(tmp_path, monkeypatch, capsys):
     assert f"left out, because {told} does not name them: 1 videos" in capsys.readouterr().out
     made = clips(tmp_path / "told", "speaker", "name")
     assert made == [("Eve", "Ann_x"), ("Zofie", "Žofie_ř")]
+
+
+def test_pieces_without_a_face_are_left_out(tmp_path, monkeypatch, capsys):
+    real = clip_module.find_face
+
+    def blind(frames):
+        if len(frames) == 5:  # the second piece
+            raise NoFace("no face found")
+        return real(frames)
+
+    monkeypatch.setattr(clip_module, "find_face", blind)
+    raw = tmp_path / "raw"
+    remux(raw / "Ann" / "x.mp4", ["s20/brbk7n"], 25, (360, 288), "libx264", "aac", seconds=0.6)
+    args = ["any", raw, tmp_path / "out", "--clip-seconds", "0.4", "--min-frames", "5"]
+    assert command(monkeypatch, *args) == 0
+    assert clips(tmp_path / "out", "name", "frames") == [("x-1of1", 10)]
+    remarks = clips(tmp_path / "out")[0]["remarks"]
+    assert "left out: 0.20 s, 1 pieces without a face" in remarks
+    assert "cut: 0.00 to 0.40 s of 0.60 s" in remarks
+    assert command(monkeypatch, *args) == 0
+    assert "(1 were there before)" in capsys.readouterr().out
