@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line, print_anything
 
 DIED = "the worker process died (crash, or out of memory)"
 
@@ -184,6 +184,7 @@ class _Child:
 def _serve(connection: Connection, threads: int) -> None:
     """Do the jobs that come, until the parent closes the connection."""
     end_with_parent()
+    print_anything()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import signal
 import sys
 import time
@@ -43,6 +44,7 @@ from train.pictures import write_contact_sheet
 
 CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 
 Raw = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RAW")]
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -120,25 +122,29 @@ def prepare_grid(
         if left_out:
             print(f"left out, because {splits} does not name them: {', '.join(left_out)}")
 
-    jobs: dict[tuple[str, str], Job] = {}
-    skipped = []
+    copies: dict[tuple[str, str], list[grid.Source]] = {}
     for source in sources:
-        key = (source.speaker, source.name)
-        if key in jobs:
-            reason = f"the same clip as {jobs[key].name}"
-            skipped.append({"file": str(source.path), "reason": reason})
+        copies.setdefault((source.speaker, source.name), []).append(source)
+    jobs, skipped = {}, []
+    for (speaker, name), (first, *others) in copies.items():
+        target = out / "clips" / speaker / f"{name}.safetensors"
+        over = len(os.fsencode(target.name)) - LONGEST_NAME
+        if over > 0:
+            reason = f"its name is {over} bytes too long to write {target.suffix} after it"
+            skipped.append({"file": str(first.path), "reason": reason})
             continue
-        target = out / "clips" / source.speaker / f"{source.name}.safetensors"
+        reason = f"the same clip as {first.path}, needed only if that cannot be used"
+        skipped += [{"file": str(other.path), "reason": reason} for other in others]
         make = functools.partial(
-            grid.prepare_clip,
-            source,
+            grid.prepare_first,
+            [first, *others],
             target,
             sample_rate=sample_rate,
             size=size,
             min_frames=min_frames,
             landmarks=aligner,
         )
-        jobs[key] = Job(str(source.path), make)
+        jobs[speaker, name] = Job(str(first.path), make)
     if chosen is not None:
         assigned = {key: chosen[key[0]] for key in jobs}
     else:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from train.data.align import find_face, warp
+from train.data.align import NoFace, find_face, warp
 from train.data.landmarks import (
     align_landmarks,
     eye_openness,
@@ -23,6 +24,7 @@ from train.data.landmarks import (
 from train.data.media import MediaError, load_media
 from train.data.prepared import Clip, DataError, write_clip
 from train.data.splits import natural
+from train.errors import one_line
 
 FPS = 25.0
 FRAMES = 75
@@ -31,7 +33,7 @@ _VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
 
 @dataclass(frozen=True)
 class Source:
-    """One clip of the corpus on disk."""
+    """One clip of the corpus on disk; speaker and name can be printed, whatever the path holds."""
 
     path: Path
     speaker: str
@@ -56,8 +58,13 @@ def find_clips(raw: str | os.PathLike[str]) -> list[Source]:
     for path in sorted(paths, key=natural):
         folders = [folder.name for folder in Path(os.path.abspath(path)).parents]
         speaker = next((name for name in folders if re.fullmatch(r"s\d+", name)), folders[0])
-        sources.append(Source(path, speaker, path.stem))
+        sources.append(Source(path, _printable(speaker), _printable(path.stem)))
     return sources
+
+
+def _printable(name: str) -> str:
+    """The name with what is not UTF-8 in it as in an address: the byte E9 becomes ``%E9``."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
 
 
 def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -76,10 +83,27 @@ def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
             yield path
 
 
+def prepare_first(copies: Sequence[Source], target: Path, **options: Any) -> Path:
+    """Call ``prepare_clip`` with the first of a clip's copies that can be used.
+
+    Those before it are named in a remark. Raises ``MediaError`` if none can be used.
+    """
+    problems: list[str] = []
+    for source in copies:
+        remarks = [f"another copy: taken because {'; '.join(problems)}"] if problems else []
+        try:
+            return prepare_clip(source, target, remarks=remarks, **options)
+        except (MediaError, NoFace) as error:
+            name = str(source.path)
+            problems.append(f"{name}: {one_line(error).removeprefix(f'{name}: ')}")
+    raise MediaError("; ".join(problems))
+
+
 def prepare_clip(
     source: Source,
     target: Path,
     *,
+    remarks: Sequence[str] = (),
     sample_rate: int,
     size: tuple[int, int],
     min_frames: int = FRAMES,
@@ -90,7 +114,8 @@ def prepare_clip(
     Pictures of another rate are resampled to ``FPS``. ``landmarks`` is what
     ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes, ``dlib`` or a predictor's
     path by landmarks, and then the clip says how far its eyes are open and what shape its lips
-    have. What was done to the file and what is odd about it is stored with the clip, as remarks.
+    have. What was done to the file and what is odd about it is stored with the clip, after
+    ``remarks``.
 
     Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
@@ -103,12 +128,12 @@ def prepare_clip(
     known = {}
     if landmarks == "haar":
         eyes = find_face(media.frames)
-        faces, remarks = warp(media.frames, eyes.eyes, size), eyes.remarks
+        faces, seen = warp(media.frames, eyes.eyes, size), eyes.remarks
     else:
         face = find_landmarks(media.frames, load_predictor(landmarks))
-        faces, remarks = align_landmarks(media.frames, face.points, size), face.remarks
+        faces, seen = align_landmarks(media.frames, face.points, size), face.remarks
         known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
     clip = Clip(faces, media.audio, FPS, sample_rate, source.speaker, source.name, known)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, remarks=[*media.remarks, *remarks])
+    write_clip(target, clip, remarks=[*remarks, *media.remarks, *seen])
     return target
