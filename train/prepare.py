@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from train.data.clips import prepare_clip, whole_name
+from train.data.clips import prepare_first, whole_name
 from train.data.corpus import Corpus, Source
 from train.data.crema_d import CREMA_D
 from train.data.grid import GRID
@@ -164,19 +164,20 @@ def _corpus_jobs(
     sources: list[Source], out: Path, options: dict[str, Any]
 ) -> tuple[dict[tuple[str, str], Job], list[dict[str, str]]]:
     """A job for every clip, by (speaker, name), and what is skipped at once."""
-    jobs: dict[tuple[str, str], Job] = {}
+    copies: dict[tuple[str, str], list[Source]] = {}
     skipped = []
     for source in sources:
-        key = (source.speaker, source.name)
-        reason = source.problem
-        if not reason and key in jobs:
-            reason = f"the same clip as {jobs[key].name}"
-        if reason:
-            skipped.append({"file": str(source.path), "reason": reason})
-            continue
-        folder = out / "clips" / source.speaker
-        make = functools.partial(prepare_clip, source, folder, **options)
-        jobs[key] = Job(str(source.path), make)
+        if source.problem:
+            skipped.append({"file": str(source.path), "reason": source.problem})
+        else:
+            copies.setdefault((source.speaker, source.name), []).append(source)
+    jobs: dict[tuple[str, str], Job] = {}
+    for key, (first, *others) in copies.items():
+        reason = f"the same clip as {first.path}, needed only if that cannot be used"
+        skipped += [{"file": str(other.path), "reason": reason} for other in others]
+        folder = out / "clips" / first.speaker
+        make = functools.partial(prepare_first, [first, *others], folder, **options)
+        jobs[key] = Job(str(first.path), make)
     return jobs, skipped
 
 

@@ -139,6 +139,28 @@ def test_broken_clips_are_named_and_the_rest_is_prepared(corpus, tmp_path, monke
 
 
 @needs_grid
+def test_names_and_copies_of_every_kind(tmp_path, monkeypatch, capsys):
+    raw, good = tmp_path / "raw" / "s1", GRID / REAL[0]
+    raw.mkdir(parents=True)
+    latin = os.fsdecode(b"caf\xe9")
+    for name in (f"{latin}.mpg", f"{'l' * 240}.mpg", f"{'t' * 251}.mpg", "twice.mpg"):
+        shutil.copy(good, raw / name)
+    (raw / "twice.mpeg").touch()
+    (raw / f"broken-{latin}.mpg").touch()
+    out = tmp_path / "out"
+    args = ["grid", tmp_path / "raw", out, "--workers", "1", "--size", "32", "24"]
+    assert command(monkeypatch, *args, "--landmarks", "haar") == 0
+    printed = capsys.readouterr().out
+    assert r"broken-caf\udce9.mpg: zero bytes" in printed
+    assert f"{'t' * 251}.mpg: its name is 8 bytes too long" in printed
+    data = PreparedSet(out, split=None)
+    assert [clip["name"] for clip in data.clips] == ["caf%E9", "l" * 240, "twice"]
+    assert data.clips[2]["remarks"] == [
+        f"another copy: taken because {raw / 'twice.mpeg'}: zero bytes"
+    ]
+
+
+@needs_grid
 def test_nothing_usable_exits_with_2(corpus, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "grid", corpus / "s4", tmp_path / "out", "--workers", "1") == 2
     printed = capsys.readouterr()
@@ -194,18 +216,18 @@ def test_stopped_run_keeps_what_is_done(tmp_path, monkeypatch, capsys):
         (tmp_path / clip).parent.mkdir(parents=True)
         shutil.copy(GRID / clip, tmp_path / clip)
     args = ["grid", tmp_path, tmp_path / "out", "--workers", "1", "--size", "32", "24"]
-    real = prepare.prepare_clip
+    real = prepare.prepare_first
 
-    def stop_at_second(source, *rest, **options):
-        if source.speaker == "s2":
+    def stop_at_second(copies, *rest, **options):
+        if copies[0].speaker == "s2":
             raise KeyboardInterrupt
-        return real(source, *rest, **options)
+        return real(copies, *rest, **options)
 
-    monkeypatch.setattr(prepare, "prepare_clip", stop_at_second)
+    monkeypatch.setattr(prepare, "prepare_first", stop_at_second)
     assert command(monkeypatch, *args) == 130
     with pytest.raises(DataError, match="stopped early"):
         PreparedSet(tmp_path / "out", split=None)
-    monkeypatch.setattr(prepare, "prepare_clip", real)
+    monkeypatch.setattr(prepare, "prepare_first", real)
     assert command(monkeypatch, *args) == 0
     assert "(1 were there before)" in capsys.readouterr().out
     assert len(PreparedSet(tmp_path / "out", split=None)) == 2

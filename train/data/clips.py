@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,9 @@ from train.data.landmarks import (
 )
 from train.data.media import MediaError
 from train.data.prepared import Clip, write_clip
+from train.errors import one_line
 
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 _PIECE = re.compile(r"(.+)-(\d+)of(\d+)", re.DOTALL)
 
 
@@ -33,10 +38,27 @@ class _Face:
     known: dict[str, np.ndarray]
 
 
+def prepare_first(copies: Sequence[Source], folder: Path, **options: Any) -> list[Path]:
+    """Call ``prepare_clip`` with the first of a clip's copies that can be used.
+
+    Those before it are named in a remark. Raises ``MediaError`` if none can be used.
+    """
+    problems: list[str] = []
+    for source in copies:
+        remarks = [f"another copy: taken because {'; '.join(problems)}"] if problems else []
+        try:
+            return prepare_clip(source, folder, remarks=remarks, **options)
+        except (MediaError, NoFace) as error:
+            name = str(source.path)
+            problems.append(f"{name}: {one_line(error).removeprefix(f'{name}: ')}")
+    raise MediaError("; ".join(problems))
+
+
 def prepare_clip(
     source: Source,
     folder: Path,
     *,
+    remarks: Sequence[str] = (),
     fps: float,
     sample_rate: int,
     size: tuple[int, int],
@@ -52,7 +74,7 @@ def prepare_clip(
     out. ``landmarks`` is what ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes,
     ``dlib`` or a predictor's path by landmarks, and then the clip says how far its eyes are open
     and what shape its lips have. What was done to the file and what is odd about it is stored with
-    the clip, as remarks.
+    the clip, after ``remarks``.
 
     Returns the files written. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
     """
@@ -80,7 +102,7 @@ def prepare_clip(
     faces = [(first, count, face) for first, count, face in media.items if isinstance(face, _Face)]
     if not faces:
         raise next(face for *_, face in media.items if isinstance(face, NoFace))
-    remarks, lost = list(media.remarks), media.frames - sum(count for _, count, _ in faces)
+    remarks, lost = [*remarks, *media.remarks], media.frames - sum(count for _, count, _ in faces)
     if lost:
         tail = media.frames - sum(count for _, count, _ in media.items)
         faceless = len(media.items) - len(faces)
@@ -89,7 +111,7 @@ def prepare_clip(
             + (f", {faceless} pieces without a face" if faceless else "")
             + (f", the last {tail} frames, too few for a piece" if tail else "")
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _file(folder, source.name).parent.mkdir(parents=True, exist_ok=True)
     written = []
     for number, (first, count, face) in enumerate(faces, start=1):
         name, cut = source.name, []
@@ -100,10 +122,19 @@ def prepare_clip(
         begin, end = (round(frame / fps * sample_rate) for frame in (first, first + count))
         audio = media.audio[begin:end]
         clip = Clip(face.frames, audio, fps, sample_rate, source.speaker, name, face.known)
-        path = folder / f"{name}.safetensors"
+        path = _file(folder, name)
         write_clip(path, clip, remarks=[*remarks, *cut, *face.remarks])
         written.append(path)
     return written
+
+
+def _file(folder: Path, name: str) -> Path:
+    """The file of a clip; ``MediaError`` if its name would be too long."""
+    path = folder / f"{name}.safetensors"
+    over = len(os.fsencode(path.name)) - LONGEST_NAME
+    if over > 0:
+        raise MediaError(f"its name is {over} bytes too long to write {path.suffix} after it")
+    return path
 
 
 def whole_name(name: str) -> tuple[str, int]:

@@ -36,7 +36,7 @@ class Identity(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One clip of a corpus on disk."""
+    """One clip of a corpus on disk; speaker and name can be printed, whatever the path holds."""
 
     path: Path
     speaker: str
@@ -113,7 +113,8 @@ class Corpus:
             assert identity is not None
             problem = self.bad.get(identity, "") and f"known to be bad: {self.bad[identity]}"
             problem = problem or _problem(path)
-            sources.append(Source(path, *identity, sounds.get(identity), problem))
+            speaker, name = map(_printable, identity)
+            sources.append(Source(path, speaker, name, sounds.get(identity), problem))
         return sources
 
     def sounds(
@@ -205,13 +206,16 @@ def _finished(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in UNFINISHED else path
 
 
+def _printable(name: str) -> str:
+    """The name with what is not UTF-8 in it as in an address: the byte E9 becomes ``%E9``."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+
+
 def _problem(path: Path) -> str:
     if path.suffix.lower() in UNFINISHED:
         return "an unfinished download; finish it and run the command again"
     if not path.exists():
         return "a link that leads nowhere; fetch the file (git annex get, dvc pull, ...)"
-    if path.is_file() and path.stat().st_size == 0:
-        return "zero bytes"
     try:
         with open(path, "rb") as file:
             start = file.read(len(_POINTER))
