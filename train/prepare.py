@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from train.data import grid
 from train.data.landmarks import choose, describe
+from train.data.limits import Limits
 from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -64,6 +66,9 @@ def prepare_grid(
     splits: File = None,
     min_frames: int = grid.FRAMES,
     landmarks: Landmarks = "auto",
+    max_gb: float = Limits.decoded_bytes / 1e9,
+    max_seconds: float = Limits.seconds,
+    max_megapixels: float = Limits.pixels / 1e6,
     workers: Workers = None,
 ) -> Path:
     """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
@@ -90,7 +95,12 @@ def prepare_grid(
             the extra faces, frame by frame (its training pictures exclude commercial use); haar,
             OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
             dlib where it is installed and haar elsewhere.
-        workers: Number of processes; one per core if not given.
+        max_gb: Greatest size of a decoded clip in GB of memory; larger clips are skipped, as are
+            those that break either limit below.
+        max_seconds: Greatest length of a clip in seconds.
+        max_megapixels: Greatest size of a picture in millions of pixels.
+        workers: Number of processes; one per core, and at least two, if not given. A clip that
+            breaks its process, say for want of memory, is skipped, unless 1 does all in this one.
 
     Returns:
         ``out``.
@@ -99,7 +109,10 @@ def prepare_grid(
         DataError: an argument is wrong, ``out`` holds a set made with other settings, or no clip
             can be used.
     """
-    _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
+    bounds = {"max-gb": max_gb, "max-seconds": max_seconds, "max-megapixels": max_megapixels}
+    positive = {"min-frames": min_frames, **bounds, "workers": workers}
+    _check(sample_rate, size, seed, positive=positive)
+    limits = Limits(max_gb * 1e9, max_seconds, round(max_megapixels * 1e6))
     out = Path(out)
     chosen = None if splits is None else read_splits(splits)
     aligner = choose(landmarks)
@@ -143,13 +156,15 @@ def prepare_grid(
             size=size,
             min_frames=min_frames,
             landmarks=aligner,
+            limits=limits,
         )
         jobs[speaker, name] = Job(str(first.path), make)
     if chosen is not None:
         assigned = {key: chosen[key[0]] for key in jobs}
     else:
         assigned = draw_splits(jobs, seed)
-    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+    seconds = grid.expected_seconds(sources)
+    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers, seconds)
     print(f"faces aligned by {describe(aligner)}")
     return out
 
@@ -224,7 +239,7 @@ def prepare_synthetic(
         )
         for index in range(clips)
     }
-    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
+    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers, seconds)
 
 
 def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
@@ -303,8 +318,12 @@ def _prepare(
     split: Callable[[list[tuple[str, str]]], Splits],
     skipped: list[dict[str, str]],
     workers: int | None,
+    seconds: float,
 ) -> Path:
-    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary."""
+    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary.
+
+    ``seconds`` is the mean length that is expected of a clip, for the disk that will be needed.
+    """
     began = time.monotonic()
     if _claim(out, settings) is None:
         _write_manifest(out, settings, [], [], complete=False)
@@ -317,7 +336,8 @@ def _prepare(
             done[path] = header
             del jobs[key]
     kept, complete = len(done), False
-    workers = min(workers or usable_cores(), max(1, len(jobs)))
+    _check_disk(out, settings, len(jobs) * seconds)
+    workers = min(workers or max(2, usable_cores()), max(1, len(jobs)))
     try:
         with (
             closing(run_jobs(jobs.values(), workers)) as outcomes,
@@ -353,6 +373,18 @@ def _prepare(
         f"{time.monotonic() - began:.0f} s; look at {out / 'contact.png'}"
     )
     return out
+
+
+def _check_disk(out: Path, settings: dict[str, Any], seconds: float) -> None:
+    """Raise ``DataError`` unless so many seconds of clips fit on the disk of ``out``."""
+    picture = 3 * math.prod(settings["size"])
+    need = seconds * (settings["fps"] * picture + 2 * settings["sample_rate"])
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise DataError(
+            f"the clips that are missing need about {need / 1e9:.2f} GB and {out} has "
+            f"{free / 1e9:.2f} GB free; choose another OUT, free some, or prepare fewer clips"
+        )
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -21,13 +21,14 @@ from train.data.landmarks import (
     lip_shape,
     load_predictor,
 )
-from train.data.media import MediaError, load_media
+from train.data.media import Limits, MediaError, load_media, stated_seconds
 from train.data.prepared import Clip, DataError, write_clip
 from train.data.splits import natural
 from train.errors import one_line
 
 FPS = 25.0
 FRAMES = 75
+SAMPLED = 16  # clips whose length is looked up beforehand
 _VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
 
 
@@ -83,6 +84,13 @@ def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
             yield path
 
 
+def expected_seconds(sources: Sequence[Source]) -> float:
+    """Mean length of the clips in seconds, by the headers of a few that have one."""
+    some = sources[:: max(1, len(sources) // SAMPLED)]
+    known = [seconds for seconds in map(stated_seconds, (s.path for s in some)) if seconds]
+    return sum(known) / len(known) if known else FRAMES / FPS
+
+
 def prepare_first(copies: Sequence[Source], target: Path, **options: Any) -> Path:
     """Call ``prepare_clip`` with the first of a clip's copies that can be used.
 
@@ -108,6 +116,7 @@ def prepare_clip(
     size: tuple[int, int],
     min_frames: int = FRAMES,
     landmarks: str = "haar",
+    limits: Limits | None = None,
 ) -> Path:
     """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
 
@@ -117,9 +126,10 @@ def prepare_clip(
     have. What was done to the file and what is odd about it is stored with the clip, after
     ``remarks``.
 
-    Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
+    Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used, or breaks
+    ``limits``.
     """
-    media = load_media(source.path, sample_rate, fps=FPS)
+    media = load_media(source.path, sample_rate, fps=FPS, limits=limits)
     if len(media.frames) < min_frames:
         why = f"{len(media.frames)} frames, fewer than {min_frames} (truncated?)"
         if abs(media.source_fps - FPS) > 0.01:
