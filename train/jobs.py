@@ -184,6 +184,8 @@ class _Child:
 def _serve(connection: Connection, threads: int) -> None:
     """Do the jobs that come, until the parent closes the connection."""
     end_with_parent()
+    with contextlib.suppress(OSError):  # when memory runs out, not the parent but this one goes
+        Path("/proc/self/oom_score_adj").write_text("1000")
     print_anything()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import signal
 import sys
 import time
@@ -26,11 +27,12 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from train.data.clips import prepare_first, whole_name
+from train.data.clips import expected_seconds, prepare_first, whole_name
 from train.data.corpus import Corpus, Source
 from train.data.crema_d import CREMA_D
 from train.data.grid import GRID
 from train.data.landmarks import choose, describe
+from train.data.limits import Limits
 from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -87,7 +89,12 @@ _CORPUS_HELP = """{about}
             the extra faces, frame by frame (its training pictures exclude commercial use); haar,
             OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
             dlib where it is installed and haar elsewhere.
-        workers: Number of processes; one per core if not given.
+        max_gb: Greatest size of a decoded clip, or of a piece of one, in GB of memory; larger ones
+            are skipped, as are those that break either limit below.
+        max_seconds: Greatest length of a video in seconds.
+        max_megapixels: Greatest size of a picture in millions of pixels.
+        workers: Number of processes; one per core, and at least two, if not given. A clip that
+            breaks its process, say for want of memory, is skipped, unless 1 does all in this one.
 
     Returns:
         ``out``.
@@ -114,10 +121,15 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
         min_frames: int = corpus.min_frames,
         clip_seconds: float = 3.0,
         landmarks: Landmarks = "auto",
+        max_gb: float = Limits.decoded_bytes / 1e9,
+        max_seconds: float = Limits.seconds,
+        max_megapixels: float = Limits.pixels / 1e6,
         workers: Workers = None,
     ) -> Path:
         positive = {"fps": fps, "min-frames": min_frames, "clip-seconds": clip_seconds}
-        _check(sample_rate, size, seed, positive={**positive, "workers": workers})
+        bounds = {"max-gb": max_gb, "max-seconds": max_seconds, "max-megapixels": max_megapixels}
+        _check(sample_rate, size, seed, positive={**positive, **bounds, "workers": workers})
+        limits = Limits(max_gb * 1e9, max_seconds, round(max_megapixels * 1e6))
         max_frames = round(clip_seconds * fps)
         if max_frames < min_frames:
             raise DataError(
@@ -143,10 +155,12 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
             sources = told(sources, speakers, raw)
         options = {"fps": float(fps), "sample_rate": sample_rate, "size": size}
         options |= {"min_frames": min_frames, "max_frames": max_frames, "landmarks": aligner}
+        options |= {"limits": limits}
         jobs, skipped = _corpus_jobs(sources, out, options)
         assigned = corpus.divide(jobs, seed, chosen, f"{splits}")
         jobs = {key: job for key, job in jobs.items() if key in assigned}
-        _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
+        seconds = expected_seconds(sources)
+        _prepare(out, settings, jobs, lambda _: assigned, skipped, workers, seconds)
         write_splits(out / SPLITS_FILE, assigned)
         print(f"faces aligned by {describe(aligner)}")
         return out
@@ -251,7 +265,7 @@ def prepare_synthetic(
         )
         for index in range(clips)
     }
-    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
+    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers, seconds)
 
 
 def _render(out: Path, index: int, options: dict[str, Any]) -> list[Path]:
@@ -330,8 +344,12 @@ def _prepare(
     split: Callable[[list[tuple[str, str]]], Splits],
     skipped: list[dict[str, str]],
     workers: int | None,
+    seconds: float,
 ) -> Path:
-    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary."""
+    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary.
+
+    ``seconds`` is the mean length that is expected of a clip, for the disk that will be needed.
+    """
     began = time.monotonic()
     if _claim(out, settings) is None:
         _write_manifest(out, settings, [], [], complete=False)
@@ -352,7 +370,8 @@ def _prepare(
             del jobs[header["speaker"], name]
             done |= files
     kept, complete = len(done), False
-    workers = min(workers or usable_cores(), max(1, len(jobs)))
+    _check_disk(out, settings, len(jobs) * seconds)
+    workers = min(workers or max(2, usable_cores()), max(1, len(jobs)))
     try:
         with (
             closing(run_jobs(jobs.values(), workers)) as outcomes,
@@ -388,6 +407,18 @@ def _prepare(
         f"{time.monotonic() - began:.0f} s; look at {out / 'contact.png'}"
     )
     return out
+
+
+def _check_disk(out: Path, settings: dict[str, Any], seconds: float) -> None:
+    """Raise ``DataError`` unless so many seconds of clips fit on the disk of ``out``."""
+    picture = 3 * math.prod(settings["size"])
+    need = seconds * (settings["fps"] * picture + 2 * settings["sample_rate"])
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise DataError(
+            f"the clips that are missing need about {need / 1e9:.2f} GB and {out} has "
+            f"{free / 1e9:.2f} GB free; choose another OUT, free some, or prepare fewer clips"
+        )
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:

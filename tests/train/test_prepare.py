@@ -161,6 +161,34 @@ def test_names_and_copies_of_every_kind(tmp_path, monkeypatch, capsys):
 
 
 @needs_grid
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (["--max-gb", "0.02"], "decodes to 0.02 GB, more than the limit of 0.02 GB"),
+        (["--max-seconds", "2"], "lasts 3 s by its time stamps, more than the limit of 2 s"),
+        (["--max-megapixels", "0.1"], "= 0.104 million pixels, more than the limit of 0.1 million"),
+    ],
+)
+def test_limits_skip_by_name(limit, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "raw" / "s1").mkdir(parents=True)
+    shutil.copy(GRID / REAL[0], tmp_path / "raw" / "s1")
+    args = ["grid", tmp_path / "raw", tmp_path / "out", "--workers", "1", *limit]
+    assert command(monkeypatch, *args) == 2
+    skipped = capsys.readouterr().out.splitlines()[-1]
+    assert skipped.startswith(f"  {tmp_path / 'raw' / REAL[0]}: ")
+    assert reason in skipped
+
+
+def test_too_little_disk_is_said_before_the_work(tmp_path, monkeypatch, capsys):
+    usage = shutil._ntuple_diskusage(2 * 10**9, 10**9, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(prepare, "run_jobs", None)
+    assert command(monkeypatch, "synthetic", tmp_path / "out", "--clips", "1000") == 2
+    said = "need about 2.86 GB and OUT has 1.00 GB free".replace("OUT", str(tmp_path / "out"))
+    assert said in capsys.readouterr().err
+
+
+@needs_grid
 def test_nothing_usable_exits_with_2(corpus, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, "grid", corpus / "s4", tmp_path / "out", "--workers", "1") == 2
     printed = capsys.readouterr()

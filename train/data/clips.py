@@ -21,10 +21,12 @@ from train.data.landmarks import (
     lip_shape,
     load_predictor,
 )
-from train.data.media import MediaError
+from train.data.media import Limits, MediaError, stated_seconds
 from train.data.prepared import Clip, write_clip
 from train.errors import one_line
 
+SAMPLED = 16  # clips whose length is looked up beforehand
+TYPICAL = 3.0  # seconds, where none of them says how long it is
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 _PIECE = re.compile(r"(.+)-(\d+)of(\d+)", re.DOTALL)
 
@@ -36,6 +38,13 @@ class _Face:
     frames: np.ndarray  # (T, 3, H, W) uint8 RGB
     remarks: list[str]
     known: dict[str, np.ndarray]
+
+
+def expected_seconds(sources: Sequence[Source]) -> float:
+    """Mean length of the clips in seconds, by the headers of a few that have one."""
+    some = sources[:: max(1, len(sources) // SAMPLED)]
+    known = [seconds for seconds in map(stated_seconds, (s.path for s in some)) if seconds]
+    return sum(known) / len(known) if known else TYPICAL
 
 
 def prepare_first(copies: Sequence[Source], folder: Path, **options: Any) -> list[Path]:
@@ -65,6 +74,7 @@ def prepare_clip(
     min_frames: int,
     max_frames: int,
     landmarks: str = "haar",
+    limits: Limits | None = None,
 ) -> list[Path]:
     """Align the face of ``source``, resample its sound, and write it into ``folder``.
 
@@ -76,7 +86,8 @@ def prepare_clip(
     and what shape its lips have. What was done to the file and what is odd about it is stored with
     the clip, after ``remarks``.
 
-    Returns the files written. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
+    Returns the files written. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used, or
+    breaks ``limits``.
     """
 
     def align(frames: np.ndarray) -> _Face | NoFace:
@@ -93,6 +104,7 @@ def prepare_clip(
         length=max_frames,
         least=min_frames,
         sound=source.sound,
+        limits=limits,
     )
     if media.frames < min_frames:
         why = f"{media.frames} frames, fewer than {min_frames} (truncated?)"

@@ -14,7 +14,7 @@ import numpy as np
 import soxr
 from PIL import Image
 
-from train.data.decode import Media, errors_of, existing, load_media, read_sound
+from train.data.decode import Media, errors_of, existing, load_media, open_media, read_sound
 from train.data.limits import Limits, MediaError
 from train.files import replacing
 
@@ -26,6 +26,7 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_media",
+    "stated_seconds",
     "write_video",
 ]
 
@@ -42,6 +43,15 @@ def read_media(
     """Give frames, fps and audio of ``load_media``, without its remarks."""
     media = load_media(path, sample_rate, fps=fps, limits=limits)
     return media.frames, media.fps, media.audio
+
+
+def stated_seconds(path: str | os.PathLike[str]) -> float | None:
+    """Length of a media file by its header; None if it has none or cannot be opened."""
+    try:
+        with open_media(path, Limits()) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (OSError, av.FFmpegError, MediaError):
+        return None
 
 
 def read_audio(
