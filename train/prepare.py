@@ -187,6 +187,11 @@ def _corpus_jobs(
             copies.setdefault((source.speaker, source.name), []).append(source)
     jobs: dict[tuple[str, str], Job] = {}
     for key, (first, *others) in copies.items():
+        whole = (first.speaker, whole_name(first.name)[0])
+        if whole != key and whole in copies:
+            reason = f"called like a piece of {copies[whole][0].path}; rename it"
+            skipped += [{"file": str(copy.path), "reason": reason} for copy in copies[key]]
+            continue
         reason = f"the same clip as {first.path}, needed only if that cannot be used"
         skipped += [{"file": str(other.path), "reason": reason} for other in others]
         folder = out / "clips" / first.speaker

@@ -149,20 +149,18 @@ def test_tcd_timit(tmp_path, monkeypatch, capsys):
     ntsc = Fraction(30000, 1001)
     make = {"fps": ntsc, "video": "libx264", "audio": "aac", "rate": 48000}
     long = raw / "volunteers" / "01M" / "Clips" / "straightcam" / "sa1.mp4"
-    remux(long, ["s1/bbir6n", "s1/bbwgzn"], size=(640, 360), seconds=4.5, **make)
+    remux(long, ["s1/bbir6n", "s1/bbwgzn"], size=(480, 270), seconds=4.5, **make)
     large = raw / "volunteers" / "34m" / "Clips" / "straightcam" / "SX4.MP4"
     remux(large, ["s2/pwij3p"], size=(1920, 1080), **make)
+    short = raw / "volunteers" / "08F" / "Clips" / "straightcam" / "sa2.mp4"
+    remux(short, ["s20/brbk7n"], size=(480, 270), **make)
     for other in ("volunteers/01M/Clips/30degcam/sa1.mp4", "lipspeakers/Lipspkr1/sa1.mp4"):
         (raw / other).parent.mkdir(parents=True)
-        shutil.copy(long, raw / other)
-    short = raw / "volunteers" / "08F" / "Clips" / "straightcam" / "sa2.mp4"
-    remux(short, ["s20/brbk7n"], size=(640, 360), **make)
+        shutil.copy(short, raw / other)
     assert command(monkeypatch, "tcd-timit", raw, out) == 0
     printed = capsys.readouterr().out
-    assert (
-        "left out, because the published division of TCD-TIMIT does not name them: Lipspkr1"
-        in printed
-    )
+    assert "division of TCD-TIMIT does not name them: Lipspkr1\n" in printed
+    assert "left out 1 videos that are no clips of TCD-TIMIT" in printed
     assert clips(out, "speaker", "name", "split", "frames") == [
         ("01M", "sa1-1of2", "train", 90),
         ("01M", "sa1-2of2", "train", 45),
@@ -192,9 +190,9 @@ def test_tcd_timit(tmp_path, monkeypatch, capsys):
     assert "(4 were there before)" in capsys.readouterr().out
 
     both = tmp_path / "splits.json"  # lipspeakers and others by a file of one's own
-    both.write_text('{"train": ["01M"], "test": ["Lipspkr1"]}')
+    both.write_text('{"train": ["08F"], "test": ["Lipspkr1"]}')
     assert command(monkeypatch, "tcd-timit", raw, tmp_path / "own", "--splits", both) == 0
-    assert {*clips(tmp_path / "own", "speaker")} == {("01M",), ("Lipspkr1",)}
+    assert {*clips(tmp_path / "own", "speaker")} == {("08F",), ("Lipspkr1",)}
 
 
 def test_grid_of_720_by_576(tmp_path, monkeypatch):
@@ -242,9 +240,12 @@ def test_pieces_without_a_face_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(clip_module, "find_face", blind)
     raw = tmp_path / "raw"
     remux(raw / "Ann" / "x.mp4", ["s20/brbk7n"], 25, (360, 288), "libx264", "aac", seconds=0.6)
+    shutil.copy(raw / "Ann" / "x.mp4", raw / "Ann" / "x-1of2.mp4")
     args = ["any", raw, tmp_path / "out", "--clip-seconds", "0.4", "--min-frames", "5"]
     assert command(monkeypatch, *args) == 0
     assert clips(tmp_path / "out", "name", "frames") == [("x-1of1", 10)]
+    named = {"x-1of2.mp4": f"called like a piece of {raw / 'Ann' / 'x.mp4'}; rename it"}
+    assert skips(tmp_path / "out") == named
     remarks = clips(tmp_path / "out")[0]["remarks"]
     assert "left out: 0.20 s, 1 pieces without a face" in remarks
     assert "cut: 0.00 to 0.40 s of 0.60 s" in remarks
