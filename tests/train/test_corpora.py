@@ -3,6 +3,7 @@
 Most trees here are of empty files: their names are all that counts before a clip is decoded.
 """
 
+import os
 import sys
 
 import pytest
@@ -154,6 +155,8 @@ def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
     plant(tmp_path, ["s3/bbaf2n.mpg"], pointer)
     (tmp_path / "s4").mkdir()
     (tmp_path / "s4" / "bbaf2n.mpg").symlink_to(tmp_path / "annex" / "lost")
+    (tmp_path / "s5").mkdir()
+    os.mkfifo(tmp_path / "s5" / "bbaf2n.mpg")
     problems = {(s.speaker, s.name): s.problem for s in find_clips(tmp_path)}
     assert problems.pop(("s1", "bbaf2n")) == ""
     for key, said in {
@@ -162,6 +165,7 @@ def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
         ("s2", "bbaf3s"): "an unfinished download",
         ("s3", "bbaf2n"): "a pointer of Git LFS",
         ("s4", "bbaf2n"): "a link that leads nowhere",
+        ("s5", "bbaf2n"): "not a file",
     }.items():
         assert said in problems.pop(key)
     assert not problems

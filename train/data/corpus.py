@@ -216,6 +216,8 @@ def _problem(path: Path) -> str:
         return "an unfinished download; finish it and run the command again"
     if not path.exists():
         return "a link that leads nowhere; fetch the file (git annex get, dvc pull, ...)"
+    if not path.is_file():
+        return "not a file"  # a pipe would be waited for
     try:
         with open(path, "rb") as file:
             start = file.read(len(_POINTER))
