@@ -129,6 +129,12 @@ def test_speakers_of_grid_through_links_and_folders_above(tmp_path):
         assert {who for who, _ in identities(GRID, raw).values()} == {"s1"}
 
 
+def test_names_that_cannot_be_printed(tmp_path):
+    plant(tmp_path, ["two\nlines/a\\b.mp4", os.fsdecode(b"caf\xe9/c.mp4")])
+    found = {(source.speaker, source.name) for source in ANY.find(tmp_path)}
+    assert found == {("two%0Alines", "a%5Cb"), ("caf%E9", "c")}
+
+
 def test_relative_raw(tmp_path, monkeypatch):
     monkeypatch.chdir(plant(tmp_path / "s7" / "video", ["bbaf2n.mpg"]))
     assert [(source.speaker, source.name) for source in find_clips(".")] == [("s7", "bbaf2n")]

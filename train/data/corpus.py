@@ -113,7 +113,7 @@ class Corpus:
             assert identity is not None
             problem = self.bad.get(identity, "") and f"known to be bad: {self.bad[identity]}"
             problem = problem or _problem(path)
-            speaker, name = map(_printable, identity)
+            speaker, name = map(printable, identity)
             sources.append(Source(path, speaker, name, sounds.get(identity), problem))
         return sources
 
@@ -206,9 +206,9 @@ def _finished(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in UNFINISHED else path
 
 
-def _printable(name: str) -> str:
-    """The name with what is not UTF-8 in it as in an address: the byte E9 becomes ``%E9``."""
-    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+def printable(name: str) -> str:
+    """Write what is not UTF-8 in a name, line ends and backslashes as in an address: ``%E9``."""
+    return re.sub(r"[\udc80-\udcff\x00-\x1f\\]", lambda char: f"%{ord(char[0]) & 0xFF:02X}", name)
 
 
 def _problem(path: Path) -> str:

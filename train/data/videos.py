@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from train.data.corpus import Corpus, Identity, Source, folders_above, folders_below, stem
+from train.data.corpus import (
+    Corpus,
+    Identity,
+    Source,
+    folders_above,
+    folders_below,
+    printable,
+    stem,
+)
 from train.data.prepared import DataError
 
 _COLUMNS = ["file", "speaker"]
@@ -61,7 +69,7 @@ def read_speakers(path: str | os.PathLike[str], raw: Path) -> dict[Path, Identit
             for row in rows:
                 name, speaker = ((row[column] or "").strip() for column in _COLUMNS)
                 where = f"speakers {path}, line {rows.line_num}"
-                if not name or not speaker or speaker in (".", "..") or "/" in speaker:
+                if not name or not speaker or speaker in (".", "..") or set(speaker) & set("/\\"):
                     raise DataError(
                         f"{where}: file {name!r} and speaker {speaker!r}; {expected}, the speaker "
                         "without a slash"
@@ -89,7 +97,10 @@ def told(sources: list[Source], speakers: Path, raw: Path) -> list[Source]:
         raise DataError(f"speakers {speakers} names {unknown[0]}, which is no video of the corpus")
     if len(named) < len(found):
         print(f"left out, because {speakers} does not name them: {len(found) - len(named)} videos")
-    return [replace(found[path], speaker=who.speaker, name=who.name) for path, who in named.items()]
+    return [
+        replace(found[path], speaker=who.speaker, name=printable(who.name))
+        for path, who in named.items()
+    ]
 
 
 ANY = _Videos(
