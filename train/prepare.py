@@ -73,14 +73,13 @@ _CORPUS_HELP = """{about}
 
     Args:
         raw: Folder that holds {layout}, at any depth.
-        out: Folder to write the prepared set to. Its splits.json has the speakers of each split, as
-            --splits takes them.
+        out: Folder to write the prepared set to. Its splits.json has the speakers of each split.
         sample_rate: Rate of the sound in Hz, a multiple of 1000.
         fps: Rate of the video in frames per second.
         size: Height and width of the aligned frames in pixels, even.
         seed: Seed of the division into splits.
         splits: JSON file {{"train": [SPEAKER, ...], "val": [...], "test": [...]}} to divide by
-            instead.
+            instead. A set that is there is divided anew, without preparing its clips again.
         speakers: CSV file with the columns file,speaker, files relative to RAW, that says instead
             of folders and names who speaks; only the files in it are prepared.
         min_frames: Least number of frames; shorter clips are skipped.
@@ -302,14 +301,18 @@ def _check(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new."""
+    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new.
+
+    A corpus may be divided anew: its clips are the same.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(f"OUT {out} is a file; give a new directory or one prepared earlier")
     if (out / MANIFEST).exists():
         manifest = read_manifest(out, "choose another OUT or delete it")
         made = manifest.get("settings", {})
         for key in sorted(settings.keys() | made.keys()):
-            if made.get(key) != settings.get(key):
+            free = key in ("seed", "splits") and settings["source"] != "synthetic"
+            if not free and made.get(key) != settings.get(key):
                 raise DataError(
                     f"{out} was prepared with {key} = {made.get(key)}, not {settings.get(key)}; "
                     "choose another OUT, repeat the earlier settings, or delete it"
@@ -356,7 +359,8 @@ def _prepare(
     ``seconds`` is the mean length that is expected of a clip, for the disk that will be needed.
     """
     began = time.monotonic()
-    if _claim(out, settings) is None:
+    before = _claim(out, settings)
+    if before is None:
         _write_manifest(out, settings, [], [], complete=False)
 
     anonymous = all(speaker == "" for speaker, _ in jobs)
@@ -398,6 +402,7 @@ def _prepare(
         skipped.sort(key=lambda skip: skip["file"])
         _write_manifest(out, settings, clips, skipped, complete)
     _summarise(clips, skipped)
+    _say_who_moved(before["clips"] if before else [], clips)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
     shown = _shown(clips)
@@ -475,6 +480,18 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         print(f"  {skip['file']}: {skip['reason']}")
     if len(skipped) > SKIPPED_SHOWN:
         print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
+
+
+def _say_who_moved(before: list[dict[str, Any]], clips: list[dict[str, Any]]) -> None:
+    """Print whose clips have another split than before, which spoils what was trained on them."""
+    was = {(clip["speaker"], clip["name"]): clip["split"] for clip in before}
+    moved = {
+        clip["speaker"]: f"{clip['speaker']} from {split} to {clip['split']}"
+        for clip in clips
+        if (split := was.get((clip["speaker"], clip["name"]), clip["split"])) != clip["split"]
+    }
+    if moved:
+        print(f"divided otherwise than before, so train anew: {', '.join(moved.values())}")
 
 
 def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:

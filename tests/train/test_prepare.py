@@ -225,6 +225,13 @@ def test_splits_file_overrides(tmp_path, monkeypatch, capsys):
     assert "does not name them: s20" in capsys.readouterr().out
     assert PreparedSet(tmp_path / "out", "val").speakers == ["s1"]
     assert PreparedSet(tmp_path / "out", "train").speakers == ["s2"]
+    splits = tmp_path / "out" / "splits.json"  # edited, it divides the set anew
+    splits.write_text(json.dumps({"val": ["s2"], "train": ["s1"]}))
+    prepare_grid(tmp_path, tmp_path / "out", splits=splits, size=(64, 48), workers=1)
+    printed = capsys.readouterr().out
+    assert "(2 were there before)" in printed
+    assert "train anew: s1 from val to train, s2 from train to val\n" in printed
+    assert PreparedSet(tmp_path / "out", "train").speakers == ["s1"]
     for text, message in {
         '{"train": ["s1"], "val": ["s1"]}': "names s1 more than once",
         '{"training": ["s1"]}': "another form",

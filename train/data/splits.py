@@ -58,21 +58,10 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def write_splits(path: Path, assigned: Splits) -> None:
-    """Write the speakers of each split for ``read_splits``, unless it is clips that are divided.
-
-    Who changes the split in comparison with what the file said before is printed.
-    """
+    """Write the speakers of each split for ``read_splits``, unless it is clips that are divided."""
     speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
     for (speaker, _), split in assigned.items():
         speakers[split].add(speaker)
-    before = read_splits(path) if path.exists() else {}
-    moved = {
-        who: f"{who} from {before[who]} to {split}"
-        for (who, _), split in assigned.items()
-        if before.get(who, split) != split
-    }
-    if moved:
-        print(f"{path} said otherwise before; moved: {', '.join(moved.values())}; train anew")
     if sum(map(len, speakers.values())) == len({speaker for speaker, _ in assigned}):
         write_json(path, {split: sorted(who, key=natural) for split, who in speakers.items()})
 
