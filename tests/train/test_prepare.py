@@ -166,7 +166,7 @@ def test_names_and_copies_of_every_kind(tmp_path, monkeypatch, capsys):
     [
         (["--max-gb", "0.02"], "decodes to 0.02 GB, more than the limit of 0.02 GB"),
         (["--max-seconds", "2"], "lasts 3 s by its time stamps, more than the limit of 2 s"),
-        (["--max-megapixels", "0.1"], "= 0.111 million pixels, more than the limit of 0.1 million"),
+        (["--max-megapixels", "0.1"], "= 0.104 million pixels, more than the limit of 0.1 million"),
     ],
 )
 def test_limits_skip_by_name(limit, reason, tmp_path, monkeypatch, capsys):
