@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ CONFIG_FILE = "config.json"
 RESUMABLE = {
     "steps",
     "kernels",
+    "data",
+    "device",
     "out",
     "workers",
     "log_every",
@@ -141,7 +144,8 @@ class TrainConfig:
     kernels: Kernels = "auto"
     """Kernels that compute the fused operators. An explicit choice works or says why not."""
     data: str = "synthetic"
-    """Clips to train on: synthetic (the built-in set) or the directory of a prepared set."""
+    """Clips to train on: synthetic (the built-in set) or the directory of a prepared set. A run
+    that is gone on with takes the same set from another place."""
     encoders: str = "joint"
     """Source of the encoders: joint trains them with everything else; a run directory or a
     checkpoint is one to load them from, to be frozen."""
@@ -227,6 +231,9 @@ class TrainConfig:
     places: Annotated[tuple[tuple[float, float], ...] | None, tyro.conf.Suppress] = None
     """Places (x, y), in a frame of 96 by 128 pixels, of the five points that alignment by landmarks
     takes there (default: those of ``train.data.landmarks``); imported checkpoints bring theirs."""
+    data_identity: Annotated[str, tyro.conf.Suppress] = ""
+    """What the set is, wherever it lies (``train.data.prepared.read_identity``): a run goes on with
+    the same; read from the set."""
     loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -268,6 +275,15 @@ class TrainConfig:
                 f"--frames {self.frames}: expected at least {self.model.snippet_frames}, the 0.2 s "
                 "that the synchronisation discriminator sees"
             )
+
+    def located(self) -> "TrainConfig":
+        """Return the configuration with absolute paths, which mean the same from every folder."""
+        data, encoders = self.data, self.encoders
+        return dataclasses.replace(
+            self,
+            data=data if data == "synthetic" else os.path.abspath(data),
+            encoders=encoders if encoders == "joint" else os.path.abspath(encoders),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
@@ -430,9 +446,10 @@ def parse(args: list[str] | None = None) -> TrainConfig:
         description=inspect.cleandoc(TrainConfig.__doc__ or ""),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    config = config.located()
     check_objective(config, default)
     if resume is not None:
-        check_same_run(config, default, Path(resume))
+        check_same_run(config, default.located(), Path(resume))
         config = dataclasses.replace(config, out=Path(resume))
     return config
 

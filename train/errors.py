@@ -1,5 +1,6 @@
 """A user's mistakes: one base class, and what a command does with them."""
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ class UserError(Exception):
 
 def run(command: Callable[[], Any], stopped: str = "nothing was written") -> int:
     """Call ``command`` and return the exit code; ``stopped`` is what to say after Ctrl-C."""
+    print_anything()
     try:
         command()
     except (UserError, KernelsUnavailable) as error:
@@ -22,6 +24,13 @@ def run(command: Callable[[], Any], stopped: str = "nothing was written") -> int
         print(f"stopped; {stopped}", file=sys.stderr)
         return 130
     return 0
+
+
+def print_anything() -> None:
+    """Let the output show as ``\\xe9`` what its encoding lacks, which may be ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def one_line(error: Exception) -> str:

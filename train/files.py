@@ -20,7 +20,7 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
     ``path`` stays what it was. ``durable`` waits until the content is on the disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(_temporary(path))
     try:
         yield temporary
         if durable:
@@ -29,6 +29,13 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> str:
+    """A name of at most 255 bytes, which is what file systems take."""
+    end = f".{os.getpid()}.tmp{path.suffix}"
+    stem = os.fsencode(path.stem)[: 254 - len(os.fsencode(end))]
+    return f".{os.fsdecode(stem)}{end}"
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line, print_anything
 
 DIED = "the worker process died (crash, or out of memory)"
 
@@ -183,7 +183,10 @@ class _Child:
 
 def _serve(connection: Connection, threads: int) -> None:
     """Do the jobs that come, until the parent closes the connection."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
+    with contextlib.suppress(OSError):  # when memory runs out, not the parent but this one goes
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    print_anything()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     while True:
@@ -219,8 +222,20 @@ class _Told:
             raise
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, which must not leave a run that goes on writing."""
+def end_with_parent() -> None:
+    """End this process, started by ``multiprocessing``, within a second of its parent's end.
+
+    Nothing that kills the parent prevents it, and a parent that is gone already counts: left
+    alone, this process would go on writing, or wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing")
+    # Its number as it started this process: by now ours may be that of who adopts orphans.
+    threading.Thread(target=_end_after, args=(parent.pid,), daemon=True).start()
+
+
+def _end_after(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

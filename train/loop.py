@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from train.config import TrainConfig
 from train.data.batches import StepSampler, by_turns, make_loader, open_set, stop_workers
-from train.data.prepared import PreparedSet, read_alignment
+from train.data.prepared import PreparedSet, read_alignment, read_identity
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
 from train.metrics.quality import psnr
@@ -68,7 +68,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
     root = find_data(config)
-    config = dataclasses.replace(config, alignment=read_alignment(root))
+    config = identify(config.located(), root)
     trainer = make_trainer(config, device)
     clips = open_set(
         root,
@@ -87,7 +87,8 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     )
     validation = open_validation(config, root)
     if config.encoders != "joint":
-        load_encoders(trainer.model, Path(config.encoders))
+        if not (config.resume and (config.resume / CHECKPOINT_FILE).exists()):  # which has them too
+            load_encoders(trainer.model, Path(config.encoders))
         trainer.model.freeze_encoders()
     trainer.make_optimizers()
     start = resume(trainer, config.resume) if config.resume else 0
@@ -185,6 +186,18 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     print(f"  video       {run / 'samples'}/step_{step:06d}.mp4")
     print(f"  curves      {curves}")
     return run
+
+
+def identify(config: TrainConfig, root: Path) -> TrainConfig:
+    """Note what the set at ``root`` is; :class:`UserError` if a run began with another."""
+    hint = f"if the data of {config.resume} has moved, say where it is: --data DIRECTORY"
+    found = read_identity(root, hint) if config.resume else read_identity(root)
+    if config.resume and config.data_identity not in ("", found):
+        raise UserError(
+            f"--data {root}: not the set that {config.resume} was trained on (other clips, splits "
+            "or settings); give that one, or start a new run with another --out"
+        )
+    return dataclasses.replace(config, alignment=read_alignment(root), data_identity=found)
 
 
 def open_validation(config: TrainConfig, root: Path) -> PreparedSet:

@@ -25,6 +25,7 @@ def write_contact_sheet(path: Path, clips: Iterable[np.ndarray], labels: list[st
         image = np.ascontiguousarray(frames[len(frames) // 2].transpose(1, 2, 0))
         tile = np.pad(cv2.resize(image, (144, 192)), ((18, 4), (2, 2), (0, 0)))
         font, white = cv2.FONT_HERSHEY_SIMPLEX, (255,) * 3
+        label = label.encode("ascii", "replace").decode()  # OpenCV draws, or survives, nothing else
         cv2.putText(tile, label, (3, 13), font, 0.38, white, 1, cv2.LINE_AA)
         tiles.append(tile)
     columns = min(12, len(tiles))

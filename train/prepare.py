@@ -1,6 +1,9 @@
 """Prepare training data: aligned faces with their sound, in the layout of ``train.data.prepared``.
 
     python -m train.prepare grid ~/corpora/GRID data/grid
+    python -m train.prepare crema-d ~/corpora/CREMA-D data/crema-d
+    python -m train.prepare tcd-timit ~/corpora/TCD-TIMIT data/tcd-timit
+    python -m train.prepare any ~/videos data/own
     python -m train.prepare synthetic data/synthetic --clips 200
 
 A run can be stopped at any time and started again: finished clips are kept.
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import signal
 import sys
 import time
@@ -23,8 +27,12 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from train.data import grid
+from train.data.clips import expected_seconds, prepare_first, whole_name
+from train.data.corpus import Corpus, Source
+from train.data.crema_d import CREMA_D
+from train.data.grid import GRID
 from train.data.landmarks import choose, describe
+from train.data.limits import Limits
 from train.data.prepared import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -34,13 +42,16 @@ from train.data.prepared import (
     read_manifest,
     write_clip,
 )
-from train.data.splits import SPLITS, draw_splits, read_splits
+from train.data.splits import SPLITS, Splits, draw_splits, read_splits, write_splits
 from train.data.synthetic import render_clip
+from train.data.tcd_timit import TCD_TIMIT
+from train.data.videos import ANY, told
 from train.errors import run
 from train.files import write_json
 from train.jobs import Job, run_jobs, usable_cores
 from train.pictures import write_contact_sheet
 
+SPLITS_FILE = "splits.json"
 CONTACT_CLIPS = 64  # in the contact sheet, or one a speaker if there are more speakers
 SKIPPED_SHOWN = 20
 
@@ -49,46 +60,40 @@ Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
-Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 
-
-def prepare_grid(
-    raw: Raw,
-    out: Out,
-    *,
-    sample_rate: int = 16000,
-    size: tuple[int, int] = (128, 96),
-    seed: int = 0,
-    splits: File = None,
-    min_frames: int = grid.FRAMES,
-    landmarks: Landmarks = "auto",
-    workers: Workers = None,
-) -> Path:
-    """Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
-
-    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
+_CORPUS_HELP = """{about}
 
     Faces are aligned by landmarks or by their eyes, the sound is resampled, and speakers are
-    divided into train, val and test 16 : 7 : 10 (with one or two speakers, clips are). A clip of
-    3 s takes 2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and
-    listed; other frame rates are resampled to 25, and remarks say what was done to a clip or is
-    odd about it. Run again, the command does only what is missing.
+    divided into train, val and test (with one or two speakers, clips are). A clip of 3 s takes
+    2.8 MB of disk and about 0.7 s of one core. Clips that cannot be used are skipped and listed;
+    longer ones are cut into pieces; other frame rates are resampled to {fps:g}, and remarks say
+    what was done to a clip or is odd about it. Run again, the command does only what is missing.
+    No mirrored copies are made: training mirrors clips at random (python -m train --mirror, which
+    the presets paper and small set).
 
     Args:
-        raw: Folder that holds s1/, s2/, ... with *.mpg, at any depth.
-        out: Folder to write the prepared set to.
-        sample_rate: Rate of the sound in Hz, a multiple of 1000. The published GRID model has
-            40000.
+        raw: Folder that holds {layout}, at any depth.
+        out: Folder to write the prepared set to. Its splits.json has the speakers of each split.
+        sample_rate: Rate of the sound in Hz, a multiple of 1000.
+        fps: Rate of the video in frames per second.
         size: Height and width of the aligned frames in pixels, even.
         seed: Seed of the division into splits.
-        splits: JSON file {"train": ["s1", ...], "val": [...], "test": [...]} to divide by instead.
-        min_frames: Least number of frames; shorter clips are skipped. Every intact clip of GRID has
-            75.
+        splits: JSON file {{"train": [SPEAKER, ...], "val": [...], "test": [...]}} to divide by
+            instead. A set that is there is divided anew, without preparing its clips again.
+        speakers: CSV file with the columns file,speaker, files relative to RAW, that says instead
+            of folders and names who speaks; only the files in it are prepared.
+        min_frames: Least number of frames; shorter clips are skipped.
+        clip_seconds: Longest clip in seconds; longer ones are cut into pieces of this length.
         landmarks: Source of the points that faces are aligned by: dlib, the 68-point predictor of
             the extra faces, frame by frame (its training pictures exclude commercial use); haar,
             OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
             dlib where it is installed and haar elsewhere.
-        workers: Number of processes; one per core if not given.
+        max_gb: Greatest size of a decoded clip, or of a piece of one, in GB of memory; larger ones
+            are skipped, as are those that break either limit below.
+        max_seconds: Greatest length of a video in seconds.
+        max_megapixels: Greatest size of a picture in millions of pixels.
+        workers: Number of processes; one per core, and at least two, if not given. A clip that
+            breaks its process, say for want of memory, is skipped, unless 1 does all in this one.
 
     Returns:
         ``out``.
@@ -96,56 +101,102 @@ def prepare_grid(
     Raises:
         DataError: an argument is wrong, ``out`` holds a set made with other settings, or no clip
             can be used.
-    """
-    _check(sample_rate, size, seed, positive={"min-frames": min_frames, "workers": workers})
-    out = Path(out)
-    chosen = None if splits is None else read_splits(splits)
-    aligner = choose(landmarks)
-    settings = {
-        "source": "grid",
-        "fps": grid.FPS,
-        "sample_rate": sample_rate,
-        "size": list(size),
-        "seed": seed,
-        "min_frames": min_frames,
-        "splits": chosen,
-        "landmarks": aligner,
-    }
-    sources = grid.find_clips(raw)
-    if chosen is not None:
-        left_out = sorted({source.speaker for source in sources} - chosen.keys())
-        sources = [source for source in sources if source.speaker in chosen]
-        if not sources:
-            raise DataError(f"no speaker of {splits} is in {raw}, which has {', '.join(left_out)}")
-        if left_out:
-            print(f"left out, because {splits} does not name them: {', '.join(left_out)}")
+"""
 
-    jobs: dict[tuple[str, str], Job] = {}
+
+def _command(corpus: Corpus) -> Callable[..., Path]:
+    """The subcommand that prepares ``corpus``."""
+
+    def prepare(
+        raw: Raw,
+        out: Out,
+        *,
+        sample_rate: int = corpus.sample_rate,
+        fps: float = corpus.fps,
+        size: tuple[int, int] = (128, 96),
+        seed: int = 0,
+        splits: File = None,
+        speakers: File = None,
+        min_frames: int = corpus.min_frames,
+        clip_seconds: float = 3.0,
+        landmarks: Landmarks = "auto",
+        max_gb: float = Limits.decoded_bytes / 1e9,
+        max_seconds: float = Limits.seconds,
+        max_megapixels: float = Limits.pixels / 1e6,
+        workers: Workers = None,
+    ) -> Path:
+        positive = {"fps": fps, "min-frames": min_frames, "clip-seconds": clip_seconds}
+        bounds = {"max-gb": max_gb, "max-seconds": max_seconds, "max-megapixels": max_megapixels}
+        _check(sample_rate, size, seed, positive={**positive, **bounds, "workers": workers})
+        limits = Limits(max_gb * 1e9, max_seconds, round(max_megapixels * 1e6))
+        max_frames = round(clip_seconds * fps)
+        if max_frames < min_frames:
+            raise DataError(
+                f"clip-seconds {clip_seconds:g} is {max_frames} frames at {fps:g} fps, fewer than "
+                f"min-frames {min_frames}"
+            )
+        raw, out = Path(raw), Path(out)
+        chosen = None if splits is None else read_splits(splits)
+        aligner = choose(landmarks)
+        settings = {
+            "source": corpus.key,
+            "fps": float(fps),
+            "sample_rate": sample_rate,
+            "size": list(size),
+            "seed": seed,
+            "min_frames": min_frames,
+            "clip_seconds": float(clip_seconds),
+            "splits": chosen,
+            "landmarks": aligner,
+        }
+        sources = corpus.find(raw)
+        if speakers is not None:
+            sources = told(sources, speakers, raw)
+        options = {"fps": float(fps), "sample_rate": sample_rate, "size": size}
+        options |= {"min_frames": min_frames, "max_frames": max_frames, "landmarks": aligner}
+        options |= {"limits": limits}
+        jobs, skipped = _corpus_jobs(sources, out, options)
+        assigned = corpus.divide(jobs, seed, chosen, f"{splits}")
+        jobs = {key: job for key, job in jobs.items() if key in assigned}
+        seconds = expected_seconds(sources)
+        _prepare(out, settings, jobs, lambda _: assigned, skipped, workers, seconds)
+        write_splits(out / SPLITS_FILE, assigned)
+        print(f"faces aligned by {describe(aligner)}")
+        return out
+
+    texts = {"about": corpus.about, "layout": corpus.layout, "fps": corpus.fps}
+    prepare.__doc__ = _CORPUS_HELP.format(**texts)
+    return prepare
+
+
+prepare_grid, prepare_crema_d = _command(GRID), _command(CREMA_D)
+prepare_tcd_timit, prepare_any = _command(TCD_TIMIT), _command(ANY)
+
+
+def _corpus_jobs(
+    sources: list[Source], out: Path, options: dict[str, Any]
+) -> tuple[dict[tuple[str, str], Job], list[dict[str, str]]]:
+    """A job for every clip, by (speaker, name), and what is skipped at once."""
+    copies: dict[tuple[str, str], list[Source]] = {}
     skipped = []
     for source in sources:
-        key = (source.speaker, source.name)
-        if key in jobs:
-            reason = f"the same clip as {jobs[key].name}"
-            skipped.append({"file": str(source.path), "reason": reason})
+        if source.problem:
+            skipped.append({"file": str(source.path), "reason": source.problem})
+        else:
+            copies.setdefault((source.speaker, source.name), []).append(source)
+    jobs: dict[tuple[str, str], Job] = {}
+    for key, (first, *others) in copies.items():
+        whole = (first.speaker, whole_name(first.name)[0])
+        if whole != key and whole in copies:
+            reason = f"called like a piece of {copies[whole][0].path}; rename it"
+            skipped += [{"file": str(copy.path), "reason": reason} for copy in copies[key]]
             continue
-        target = out / "clips" / source.speaker / f"{source.name}.safetensors"
-        make = functools.partial(
-            grid.prepare_clip,
-            source,
-            target,
-            sample_rate=sample_rate,
-            size=size,
-            min_frames=min_frames,
-            landmarks=aligner,
-        )
-        jobs[key] = Job(str(source.path), make)
-    if chosen is not None:
-        assigned = {key: chosen[key[0]] for key in jobs}
-    else:
-        assigned = draw_splits(jobs, seed)
-    _prepare(out, settings, jobs, lambda _: assigned, skipped, workers)
-    print(f"faces aligned by {describe(aligner)}")
-    return out
+        reason = f"the same clip as {first.path}, needed only if that cannot be used"
+        skipped += [{"file": str(other.path), "reason": reason} for other in others]
+        folder = out / "clips" / first.speaker
+        make = functools.partial(prepare_first, [first, *others], folder, **options)
+        jobs[key] = Job(str(first.path), make)
+    return jobs, skipped
 
 
 def prepare_synthetic(
@@ -218,15 +269,15 @@ def prepare_synthetic(
         )
         for index in range(clips)
     }
-    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers)
+    return _prepare(out, settings, jobs, lambda keys: draw_splits(keys, seed), [], workers, seconds)
 
 
-def _render(out: Path, index: int, options: dict[str, Any]) -> Path:
+def _render(out: Path, index: int, options: dict[str, Any]) -> list[Path]:
     clip = replace(render_clip(index, **options), name=f"{index:05d}")
     target = out / "clips" / clip.speaker / f"{clip.name}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_clip(target, clip)
-    return target
+    return [target]
 
 
 def _check(
@@ -250,14 +301,18 @@ def _check(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new."""
+    """Check ``out``; its manifest if it is a set of the same settings, or None if it is new.
+
+    A corpus may be divided anew: its clips are the same.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(f"OUT {out} is a file; give a new directory or one prepared earlier")
     if (out / MANIFEST).exists():
         manifest = read_manifest(out, "choose another OUT or delete it")
         made = manifest.get("settings", {})
         for key in sorted(settings.keys() | made.keys()):
-            if made.get(key) != settings.get(key):
+            free = key in ("seed", "splits") and settings["source"] != "synthetic"
+            if not free and made.get(key) != settings.get(key):
                 raise DataError(
                     f"{out} was prepared with {key} = {made.get(key)}, not {settings.get(key)}; "
                     "choose another OUT, repeat the earlier settings, or delete it"
@@ -297,21 +352,35 @@ def _prepare(
     split: Callable[[list[tuple[str, str]]], Splits],
     skipped: list[dict[str, str]],
     workers: int | None,
+    seconds: float,
 ) -> Path:
-    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary."""
+    """Do the jobs whose clip is not there yet; write manifest, contact sheet and summary.
+
+    ``seconds`` is the mean length that is expected of a clip, for the disk that will be needed.
+    """
     began = time.monotonic()
-    if _claim(out, settings) is None:
+    before = _claim(out, settings)
+    if before is None:
         _write_manifest(out, settings, [], [], complete=False)
 
     anonymous = all(speaker == "" for speaker, _ in jobs)
     done = {}
+    pieces: dict[tuple[str, str], dict[Path, dict[str, Any]]] = {}
     for path, header in _finished(out, settings):
         key = ("" if anonymous else header["speaker"], header["name"])
         if key in jobs:
             done[path] = header
             del jobs[key]
+            continue
+        name, count = whole_name(header["name"])
+        files = pieces.setdefault((header["speaker"], f"{name} {count}"), {})
+        files[path] = header
+        if len(files) == count and (header["speaker"], name) in jobs:
+            del jobs[header["speaker"], name]
+            done |= files
     kept, complete = len(done), False
-    workers = min(workers or usable_cores(), max(1, len(jobs)))
+    _check_disk(out, settings, len(jobs) * seconds)
+    workers = min(workers or max(2, usable_cores()), max(1, len(jobs)))
     try:
         with (
             closing(run_jobs(jobs.values(), workers)) as outcomes,
@@ -323,7 +392,7 @@ def _prepare(
                     skipped.append({"file": job.name, "reason": reason})
                     bar.set_postfix(skipped=len(skipped))
                 else:
-                    done[made] = read_header(made)
+                    done |= {path: read_header(path) for path in made}
                 bar.update()
         complete = True
     except OSError as error:
@@ -333,6 +402,7 @@ def _prepare(
         skipped.sort(key=lambda skip: skip["file"])
         _write_manifest(out, settings, clips, skipped, complete)
     _summarise(clips, skipped)
+    _say_who_moved(before["clips"] if before else [], clips)
     if not clips:
         raise DataError(f"none of the {len(skipped)} clips can be used; nothing was prepared")
     shown = _shown(clips)
@@ -347,6 +417,18 @@ def _prepare(
         f"{time.monotonic() - began:.0f} s; look at {out / 'contact.png'}"
     )
     return out
+
+
+def _check_disk(out: Path, settings: dict[str, Any], seconds: float) -> None:
+    """Raise ``DataError`` unless so many seconds of clips fit on the disk of ``out``."""
+    picture = 3 * math.prod(settings["size"])
+    need = seconds * (settings["fps"] * picture + 2 * settings["sample_rate"])
+    free = shutil.disk_usage(out).free
+    if need > free:
+        raise DataError(
+            f"the clips that are missing need about {need / 1e9:.2f} GB and {out} has "
+            f"{free / 1e9:.2f} GB free; choose another OUT, free some, or prepare fewer clips"
+        )
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -369,7 +451,8 @@ def _entries(
     clips = []
     for path, header in done.items():
         speaker, name = header["speaker"], header["name"]
-        entry = {"name": name, "speaker": speaker, "split": assigned[speaker, name]}
+        whole = (speaker, name if (speaker, name) in assigned else whole_name(name)[0])
+        entry = {"name": name, "speaker": speaker, "split": assigned[whole]}
         entry |= {"file": path.relative_to(out).as_posix()}
         entry |= {key: header[key] for key in ("frames", "samples", "checksum")}
         entry |= {"remarks": header["remarks"]} if header["remarks"] else {}
@@ -399,6 +482,18 @@ def _summarise(clips: list[dict[str, Any]], skipped: list[dict[str, str]]) -> No
         print(f"  ... and {len(skipped) - SKIPPED_SHOWN} more, see {MANIFEST}")
 
 
+def _say_who_moved(before: list[dict[str, Any]], clips: list[dict[str, Any]]) -> None:
+    """Print whose clips have another split than before, which spoils what was trained on them."""
+    was = {(clip["speaker"], clip["name"]): clip["split"] for clip in before}
+    moved = {
+        clip["speaker"]: f"{clip['speaker']} from {split} to {clip['split']}"
+        for clip in clips
+        if (split := was.get((clip["speaker"], clip["name"]), clip["split"])) != clip["split"]
+    }
+    if moved:
+        print(f"divided otherwise than before, so train anew: {', '.join(moved.values())}")
+
+
 def _shown(clips: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Up to 64 clips: every speaker's first one, however many there are, then second ones, …"""
     turns: Counter[str] = Counter()
@@ -415,7 +510,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     command = functools.partial(
         tyro.extras.subcommand_cli_from_dict,
-        {"grid": prepare_grid, "synthetic": prepare_synthetic},
+        {
+            "grid": prepare_grid,
+            "crema-d": prepare_crema_d,
+            "tcd-timit": prepare_tcd_timit,
+            "any": prepare_any,
+            "synthetic": prepare_synthetic,
+        },
         prog="python -m train.prepare",
         description="Prepare training data. Example: python -m train.prepare grid RAW OUT",
     )

@@ -1,10 +1,13 @@
 """Files that appear whole or not at all, and errors in one line."""
 
+import io
+import sys
+
 import pytest
 
 from train.data.prepared import DataError
 from train.errors import UserError, one_line, run
-from train.files import replacing, write_atomically, write_json
+from train.files import TEMPORARY, replacing, write_atomically, write_json
 
 
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
@@ -24,6 +27,22 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     write_json(path, {"a": 1}, indent=0)
     assert path.read_text() == '{\n"a": 1\n}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_names_are_written(tmp_path):
+    path = tmp_path / f"{'é' * 125}.json"
+    write_json(path, 1)
+    assert path.read_text() == "1\n"
+    with replacing(path) as temporary:
+        assert TEMPORARY.fullmatch(temporary.name)
+        temporary.touch()
+
+
+def test_output_of_another_encoding_says_everything(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert run(lambda: print("β caf\udce9", flush=True)) == 0
+    assert ascii_only.buffer.getvalue() == b"\\u03b2 caf\\udce9\n"
 
 
 def test_a_mistake_is_one_line_whoever_made_it(capsys):

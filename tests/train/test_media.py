@@ -12,7 +12,16 @@ import pytest
 
 from train.data import align
 from train.data.align import EYES, NoFace, align_frames, align_image, locate_eyes, warp
-from train.data.media import MediaError, read_audio, read_image, read_media, write_video
+from train.data.decode import load_pieces
+from train.data.media import (
+    Limits,
+    MediaError,
+    load_media,
+    read_audio,
+    read_image,
+    read_media,
+    write_video,
+)
 
 RATE = 16000
 GRID = Path(
@@ -84,6 +93,67 @@ def test_picture_and_sound_keep_their_timing(tmp_path, video_start, audio_start)
     assert flash == pytest.approx(0.4 - video_start)
     assert np.abs(audio).argmax() / RATE == pytest.approx(flash, abs=0.001)  # Matroska counts ms
     assert len(audio) == round(len(frames) / fps * RATE)
+
+
+def test_pieces_are_the_whole_and_need_less_memory(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_video(path, moving_frames(25), 25, chirp(1.0), RATE)
+    whole = load_media(path, RATE)
+    limits = Limits(decoded_bytes=12 * whole.frames[0].nbytes + 4 * 50000)
+    with pytest.raises(MediaError, match="decodes to"):
+        load_media(path, RATE, limits=limits)
+    for least, spans in ((3, [(0, 10), (10, 10), (20, 5)]), (6, [(0, 10), (10, 10)])):
+        pieces = load_pieces(path, RATE, np.copy, fps=25, length=10, least=least, limits=limits)
+        assert [(first, count) for first, count, _ in pieces.items] == spans
+        assert pieces.frames == 25
+        joined = np.concatenate([frames for *_, frames in pieces.items])
+        np.testing.assert_array_equal(joined, whole.frames[: len(joined)])
+        np.testing.assert_array_equal(pieces.audio, whole.audio)
+
+
+def test_sound_beside_a_video_without_one(tmp_path):
+    path, beside = write_streams(tmp_path / "clip.mkv", 0), tmp_path / "clip.mka"
+    write_streams(beside, None, 0)
+    with pytest.raises(MediaError, match="no audio stream"):
+        load_pieces(path, RATE, len, fps=25, length=99)
+    pieces = load_pieces(path, RATE, np.copy, fps=25, length=99, sound=beside)
+    assert pieces.remarks == ("sound beside the video: from clip.mka",)
+    assert np.abs(pieces.audio).argmax() / RATE == pytest.approx(0.4, abs=0.001)
+    assert pieces.items[0][2].mean(axis=(1, 2, 3)).argmax() == 10
+    assert len(pieces.audio) == RATE
+    write_streams(beside, None, 0, seconds=0.45)
+    with pytest.raises(MediaError, match=r"1\.00 s of picture, 0\.45 s of sound"):
+        load_pieces(path, RATE, len, fps=25, length=99, sound=beside)
+    beside.write_bytes(b"no sound")
+    with pytest.raises(MediaError, match=r"clip\.mka: cannot be decoded"):
+        load_pieces(path, RATE, len, fps=25, length=99, sound=beside)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.9, "cut off: its header speaks of 0."), (0.5, None)]
+)
+def test_end_of_a_file_that_its_header_promises(tmp_path, share, said):
+    path = tmp_path / "clip.mkv"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for i in range(75):
+            image = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            pcm = rng.integers(-9999, 9999, (1, RATE // 25), dtype=np.int16)
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE, i * RATE // 25
+            container.mux(audio.encode(frame))
+        container.mux(video.encode(None))
+    assert not any("cut off" in remark for remark in load_media(path, RATE).remarks)
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+    if said:
+        assert any(remark.startswith(said) for remark in load_media(path, RATE).remarks)
+    else:
+        with pytest.raises(MediaError, match=r"truncated or damaged .* s missing\)"):
+            load_media(path, RATE)
 
 
 def test_sound_is_averaged_over_channels_and_resampled(tmp_path):

@@ -106,7 +106,7 @@ REASONS = {
     "cut.mpg": "fewer than 75 (truncated?)",
     "faceless.mpg": "no face found",
     "silent.mpg": "no audio stream",
-    "fast.mpg": "30 fps, GRID has 25",
+    "fast.mpg": "30 fps, the set 25",
     "bbir6n.mpg": "the same clip as",
 }
 
@@ -136,6 +136,56 @@ def test_broken_clips_are_named_and_the_rest_is_prepared(corpus, tmp_path, monke
     assert "(1 were there before)" in capsys.readouterr().out
     assert second.stat().st_mtime_ns == intact
     assert len(read_clip(first).frames) == 75
+
+
+@needs_grid
+def test_names_and_copies_of_every_kind(tmp_path, monkeypatch, capsys):
+    raw, good = tmp_path / "raw" / "s1", GRID / REAL[0]
+    raw.mkdir(parents=True)
+    latin = os.fsdecode(b"caf\xe9")
+    for name in (f"{latin}.mpg", f"{'l' * 240}.mpg", f"{'t' * 251}.mpg", "twice.mpg"):
+        shutil.copy(good, raw / name)
+    (raw / "twice.mpeg").touch()
+    (raw / f"broken-{latin}.mpg").touch()
+    out = tmp_path / "out"
+    args = ["grid", tmp_path / "raw", out, "--workers", "1", "--size", "32", "24"]
+    assert command(monkeypatch, *args, "--landmarks", "haar") == 0
+    printed = capsys.readouterr().out
+    assert r"broken-caf\udce9.mpg: zero bytes" in printed
+    assert f"{'t' * 251}.mpg: its name is 8 bytes too long" in printed
+    data = PreparedSet(out, split=None)
+    assert [clip["name"] for clip in data.clips] == ["caf%E9", "l" * 240, "twice"]
+    assert data.clips[2]["remarks"] == [
+        f"another copy: taken because {raw / 'twice.mpeg'}: zero bytes"
+    ]
+
+
+@needs_grid
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (["--max-gb", "0.02"], "decodes to 0.02 GB, more than the limit of 0.02 GB"),
+        (["--max-seconds", "2"], "lasts 3 s by its time stamps, more than the limit of 2 s"),
+        (["--max-megapixels", "0.1"], "= 0.104 million pixels, more than the limit of 0.1 million"),
+    ],
+)
+def test_limits_skip_by_name(limit, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "raw" / "s1").mkdir(parents=True)
+    shutil.copy(GRID / REAL[0], tmp_path / "raw" / "s1")
+    args = ["grid", tmp_path / "raw", tmp_path / "out", "--workers", "1", *limit]
+    assert command(monkeypatch, *args) == 2
+    skipped = capsys.readouterr().out.splitlines()[-1]
+    assert skipped.startswith(f"  {tmp_path / 'raw' / REAL[0]}: ")
+    assert reason in skipped
+
+
+def test_too_little_disk_is_said_before_the_work(tmp_path, monkeypatch, capsys):
+    usage = shutil._ntuple_diskusage(2 * 10**9, 10**9, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(prepare, "run_jobs", None)
+    assert command(monkeypatch, "synthetic", tmp_path / "out", "--clips", "1000") == 2
+    said = "need about 2.86 GB and OUT has 1.00 GB free".replace("OUT", str(tmp_path / "out"))
+    assert said in capsys.readouterr().err
 
 
 @needs_grid
@@ -175,6 +225,13 @@ def test_splits_file_overrides(tmp_path, monkeypatch, capsys):
     assert "does not name them: s20" in capsys.readouterr().out
     assert PreparedSet(tmp_path / "out", "val").speakers == ["s1"]
     assert PreparedSet(tmp_path / "out", "train").speakers == ["s2"]
+    splits = tmp_path / "out" / "splits.json"  # edited, it divides the set anew
+    splits.write_text(json.dumps({"val": ["s2"], "train": ["s1"]}))
+    prepare_grid(tmp_path, tmp_path / "out", splits=splits, size=(64, 48), workers=1)
+    printed = capsys.readouterr().out
+    assert "(2 were there before)" in printed
+    assert "train anew: s1 from val to train, s2 from train to val\n" in printed
+    assert PreparedSet(tmp_path / "out", "train").speakers == ["s1"]
     for text, message in {
         '{"train": ["s1"], "val": ["s1"]}': "names s1 more than once",
         '{"training": ["s1"]}': "another form",
@@ -194,18 +251,18 @@ def test_stopped_run_keeps_what_is_done(tmp_path, monkeypatch, capsys):
         (tmp_path / clip).parent.mkdir(parents=True)
         shutil.copy(GRID / clip, tmp_path / clip)
     args = ["grid", tmp_path, tmp_path / "out", "--workers", "1", "--size", "32", "24"]
-    real = grid.prepare_clip
+    real = prepare.prepare_first
 
-    def stop_at_second(source, *rest, **options):
-        if source.speaker == "s2":
+    def stop_at_second(copies, *rest, **options):
+        if copies[0].speaker == "s2":
             raise KeyboardInterrupt
-        return real(source, *rest, **options)
+        return real(copies, *rest, **options)
 
-    monkeypatch.setattr(grid, "prepare_clip", stop_at_second)
+    monkeypatch.setattr(prepare, "prepare_first", stop_at_second)
     assert command(monkeypatch, *args) == 130
     with pytest.raises(DataError, match="stopped early"):
         PreparedSet(tmp_path / "out", split=None)
-    monkeypatch.setattr(grid, "prepare_clip", real)
+    monkeypatch.setattr(prepare, "prepare_first", real)
     assert command(monkeypatch, *args) == 0
     assert "(1 were there before)" in capsys.readouterr().out
     assert len(PreparedSet(tmp_path / "out", split=None)) == 2
@@ -320,7 +377,7 @@ def test_workers_make_the_same_files(tmp_path):
     alone = prepare_grid(tmp_path / "raw", tmp_path / "one", workers=1)
     together = prepare_grid(tmp_path / "raw", tmp_path / "two", workers=2)
     names = sorted(path.relative_to(alone) for path in alone.rglob("*") if path.is_file())
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         assert (alone / name).read_bytes() == (together / name).read_bytes(), name
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from model import ModelConfig
 from train.data.prepared import DataError, PreparedSet
+from train.jobs import end_with_parent
 from train.run.stopping import SIGNALS
 
 
@@ -119,6 +120,7 @@ def stop_workers(batches: Iterator[Any]) -> None:
 
 
 def _start_worker(_worker: int) -> None:
+    end_with_parent()
     for number in SIGNALS:  # which may reach all processes: this one is needed for the last step
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)

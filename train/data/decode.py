@@ -6,19 +6,20 @@ Decoding uses one thread: clips are short, and ``train.prepare`` already fills t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import av
 import numpy as np
 
+from train.data.frames import Frames, FramesInPieces
 from train.data.limits import Limits, MediaError
 from train.data.picture import Pictures
-from train.data.sound import Sound
+from train.data.sound import NOTICED, Sound
 from train.data.timeline import ConstantRate, source_rate, timing_remarks
 
 # Before 17, PyAV turned BT.709 pictures to RGB with the matrix of BT.601: faces were too red.
@@ -40,7 +41,11 @@ DEMUXERS = {  # what files with these suffixes are expected to be, by FFmpeg's n
     ".avi": {"avi"},
     ".mkv": {"matroska"},
     ".webm": {"webm"},
+    ".flv": {"flv"},
 }
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,18 @@ class Media:
     audio: np.ndarray  # (N,) float32 in [-1, 1], N = round(T / fps * sample rate)
     source_fps: float  # the file's own rate, the average if it varies
     remarks: tuple[str, ...]  # "kind: details", what was done to the file or is odd about it
+
+
+@dataclass(frozen=True)
+class Pieces(Generic[T]):
+    """A talking-face clip as ``Media``, whose pictures were handed on in pieces."""
+
+    items: list[tuple[int, int, T]]  # (first frame, number of frames, what ``work`` made of them)
+    frames: int  # of the whole clip
+    fps: float
+    audio: np.ndarray  # (N,) float32 in [-1, 1], of the whole clip
+    source_fps: float
+    remarks: tuple[str, ...]
 
 
 def load_media(
@@ -83,10 +100,44 @@ def load_media(
     """
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"fps must be a positive number, got {fps}")
-    limits = limits or Limits()
+    limits, frames = limits or Limits(), Frames()
     with errors_of(path):
         survey = _survey(path, limits, fps)
-        return _decode(path, sample_rate, survey, limits)
+        audio, rate, remarks = _decode(path, sample_rate, survey, limits, frames)
+    return Media(frames.array(), survey.fps, audio, rate, remarks)
+
+
+def load_pieces(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    work: Callable[[np.ndarray], T],
+    *,
+    fps: float,
+    length: int,
+    least: int = 1,
+    sound: str | os.PathLike[str] | None = None,
+    limits: Limits | None = None,
+) -> Pieces[T]:
+    """Decode a clip as ``load_media`` does, but hold only ``length`` of its pictures at a time.
+
+    Args:
+        path, sample_rate, fps, limits: as for ``load_media``; the limit on bytes is on a piece.
+        work: takes the pictures of each piece, (T, H, W, 3) uint8 RGB, as soon as they are there.
+        length: T, frames of every piece but the last.
+        least: frames that a last piece needs to be handed on.
+        sound: a file with the sound, taken if the clip itself has none: it begins with the first
+            picture.
+
+    Raises:
+        MediaError: as ``load_media``; a clip may turn out to be damaged after pieces of it were
+            handed on. ``work`` may raise what it likes.
+    """
+    limits, frames = limits or Limits(), FramesInPieces(work, length)
+    with errors_of(path):
+        survey = _survey(path, limits, fps, length)
+        audio, rate, remarks = _decode(path, sample_rate, survey, limits, frames, sound)
+    frames.finish(least)
+    return Pieces(frames.items, frames.count, survey.fps, audio, rate, remarks)
 
 
 @dataclass(frozen=True)
@@ -99,10 +150,18 @@ class _Survey:
     first_dts: int | None
 
 
-def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> _Survey:
-    """Read all video packets without decoding them; refuse what will break a limit."""
+def _survey(
+    path: str | os.PathLike[str],
+    limits: Limits,
+    fps: float | None,
+    held: float = float("inf"),
+) -> _Survey:
+    """Read all video packets without decoding them; refuse what will break a limit.
+
+    ``held`` is the number of pictures that are held in memory at most.
+    """
     with open_media(path, limits) as container:
-        video, _ = _streams(container)
+        video, _ = _streams(container, silent=True)
         context = video.codec_context
         width, height = Pictures(video, limits).size(context.width, context.height)
         packets = [(packet.pts, packet.dts) for packet in container.demux(video) if packet.size]
@@ -120,7 +179,7 @@ def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> 
         raise MediaError("the frame rate is unknown")
     if len(times):
         limits.check_seconds(times[-1] - times[0])
-        limits.check_bytes((times[-1] - times[0]) * fps * height * width * 3)
+        limits.check_bytes(min(held, (times[-1] - times[0]) * fps) * height * width * 3)
     decoding = [dts for _, dts in packets if dts is not None]
     return _Survey(fps, hints, by_pts, min(decoding, default=None))
 
@@ -193,11 +252,20 @@ class _Stamps:
 
 
 def _decode(
-    path: str | os.PathLike[str], sample_rate: int, survey: _Survey, limits: Limits
-) -> Media:
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    survey: _Survey,
+    limits: Limits,
+    frames: Frames,
+    beside: str | os.PathLike[str] | None = None,
+) -> tuple[np.ndarray, float, tuple[str, ...]]:
+    """Fill ``frames``; give the sound, the file's own rate and remarks.
+
+    ``beside`` is the file whose sound is taken if the clip has none.
+    """
     with open_media(path, limits) as container:
-        video, audio = _streams(container)
-        pictures, sound, frames = Pictures(video, limits), Sound(), _Frames()
+        video, audio = _streams(container, silent=beside is not None)
+        pictures, sound = Pictures(video, limits), Sound()
         stamps = _Stamps(survey, video.time_base)
         clock: ConstantRate[Any] = ConstantRate(survey.fps)
 
@@ -206,7 +274,7 @@ def _decode(
                 frames.append(pictures.convert(frame))
                 limits.check_bytes(frames.nbytes + sound.nbytes)
 
-        for frame in container.decode(video, audio):
+        for frame in container.decode(*(stream for stream in (video, audio) if stream)):
             if isinstance(frame, av.VideoFrame):
                 time = stamps.take(frame)
                 if time is not None:
@@ -218,21 +286,47 @@ def _decode(
                 limits.check_seconds(sound.end - sound.start)
         last = stamps.finish()
         keep(clock.finish(last))
-        declared = _declared_end(video)
+        declared, header = _declared_end(video), _header_end(container)
         remarks = _format_remarks(path, container)
     start, end = stamps.times[0], stamps.times[-1] + last
     seconds = frames.count / survey.fps
     missing = 0.0 if declared is None else declared - end
-    if missing > 1.5 * stamps.typical or abs(sound.end - end) > MAX_MISMATCH:
+    lost = 0.0 if header is None else header - max(end, sound.end)
+    hears = start
+    if beside is not None and audio is None:
+        sound = read_sound(beside, limits)
+        hears = sound.start
+        remarks.append(f"sound beside the video: from {Path(beside).name}")
+    uneven = abs(sound.end - hears - (end - start)) > MAX_MISMATCH
+    if missing > 1.5 * stamps.typical or lost > MAX_MISMATCH or uneven:
         raise MediaError(
             f"truncated or damaged ({end - start:.2f} s of picture, "
-            f"{max(0.0, sound.end - start):.2f} s of sound"
-            + (f", {missing:.2f} s of picture missing)" if missing > 0 else ")")
+            f"{max(0.0, sound.end - hears):.2f} s of sound"
+            + (f", {max(missing, lost):.2f} s missing)" if max(missing, lost) > 0 else ")")
         )
+    if lost > NOTICED:
+        remarks.append(f"cut off: its header speaks of {lost:.2f} s more")
     rate, timing = stamps.remarks(survey)
-    audio_wave, hearing = sound.samples(sample_rate, start, round(seconds * sample_rate))
+    audio_wave, hearing = sound.samples(sample_rate, hears, round(seconds * sample_rate))
     remarks += timing + pictures.finish() + hearing
-    return Media(frames.array(), survey.fps, audio_wave, rate, tuple(remarks))
+    return audio_wave, rate, tuple(remarks)
+
+
+def read_sound(path: str | os.PathLike[str], limits: Limits) -> Sound:
+    """Decode the first audio stream of a file; ``MediaError`` if it has none."""
+    sound = Sound()
+    with errors_of(path):
+        with open_media(path, limits) as container:
+            streams = decodable(container, "audio")
+            if not streams:
+                raise MediaError("no audio stream to decode")
+            for frame in container.decode(streams[0]):
+                sound.add(frame)
+                limits.check_bytes(sound.nbytes)
+                limits.check_seconds(sound.end - sound.start)
+        if not sound.rate:
+            raise MediaError("no sound could be decoded")
+    return sound
 
 
 def _hints(video: Any) -> tuple[float, ...]:
@@ -247,16 +341,26 @@ def _declared_end(video: Any) -> float | None:
     return float(((video.start_time or 0) + video.duration) * video.time_base)
 
 
-def _streams(container: Any) -> tuple[Any, Any]:
-    """The first video stream that is no cover picture, and the first audio stream."""
+def _header_end(container: Any) -> float | None:
+    """When a file should end by its header, of containers that are written as they come."""
+    if not container.duration or not {"flv", "matroska"} & set(container.format.name.split(",")):
+        return None
+    return float(container.duration / av.time_base)
+
+
+def _streams(container: Any, silent: bool = False) -> tuple[Any, Any]:
+    """The first video stream that is no cover picture, and the first audio stream.
+
+    A file that is ``silent`` may have no audio stream, and then None stands for it.
+    """
     kind = container.format.name
     cover = av.stream.Disposition.attached_pic
     videos = [stream for stream in decodable(container, "video") if not stream.disposition & cover]
     audios = decodable(container, "audio")
     for streams, what in ((videos, "video"), (audios, "audio")):
-        if not streams:
+        if not streams and not (silent and what == "audio"):
             raise MediaError(f"no {what} stream to decode (it is a file of the kind {kind})")
-    return videos[0], audios[0]
+    return videos[0], audios[0] if audios else None
 
 
 def decodable(container: Any, kind: str) -> list[Any]:
@@ -269,31 +373,6 @@ def _format_remarks(path: str | os.PathLike[str], container: Any) -> list[str]:
     if suffix in DEMUXERS and not DEMUXERS[suffix] & set(kind.split(",")):
         return [f"wrong extension: {suffix}, but it is a file of the kind {kind}"]
     return []
-
-
-class _Frames:
-    """An array of pictures that grows in place: its memory is needed once, not twice."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._data = np.empty((0,), np.uint8)
-        self._shape: tuple[int, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * int(np.prod(self._shape))
-
-    def append(self, image: np.ndarray) -> None:
-        self._shape = image.shape
-        if self.nbytes + image.size > self._data.size:
-            self._data.resize((self._data.size * 5 // 4 + 8 * image.size,), refcheck=False)
-        self._data[self.nbytes : self.nbytes + image.size].reshape(image.shape)[:] = image
-        self.count += 1
-
-    def array(self) -> np.ndarray:
-        """All pictures, (T, H, W, 3)."""
-        self._data.resize((self.nbytes,), refcheck=False)
-        return self._data.reshape((self.count, *self._shape))
 
 
 def existing(path: str | os.PathLike[str]) -> Path:

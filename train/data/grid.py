@@ -1,4 +1,4 @@
-"""The GRID corpus as it is downloaded: its clips, found and prepared one by one.
+"""The GRID corpus as it is downloaded.
 
 Cooke, Barker, Cunningham, Shao, "An audio-visual corpus for speech perception and automatic
 speech recognition", JASA 2006: 33 speakers with video, 1000 sentences each, 75 frames at 25 fps.
@@ -6,109 +6,58 @@ speech recognition", JASA 2006: 33 speakers with video, 1000 sentences each, 75 
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from train.data.align import find_face, warp
-from train.data.landmarks import (
-    align_landmarks,
-    eye_openness,
-    find_landmarks,
-    lip_shape,
-    load_predictor,
+from train.data.corpus import Corpus, Identity, folders_above, folders_below, stem
+
+# s1, S01, s1.mpg_vcd, s1_mpg_6000_part2: folders of a speaker, and of the archives of one.
+_SPEAKER = re.compile(r"s0*(\d+)(?:[\W_].*)?", re.IGNORECASE)
+_OTHER_SPEAKER = re.compile(r"(talker|speaker|subject|spk|id)[ _-]?\d+", re.IGNORECASE)
+# video, mpg_6000, mpg_vcd, part2, ...: folders that say nothing of the speaker
+_FORMAT = re.compile(r"(videos?|mpe?g|vcd|avi|mp4|high|normal|part|audio|[\W_\d])+", re.IGNORECASE)
+_SENTENCE = re.compile(r"[bpls][bgrw][abiw][a-z][z0-9][anps]", re.IGNORECASE)
+
+
+class _Grid(Corpus):
+    def identify(self, path: Path, raw: Path) -> Identity | None:
+        """Tell the speaker by the folders.
+
+        That is the nearest folder below RAW that is called like a speaker; without one, the
+        nearest folder at any height that is not called like a format. So s1/bbaf2n.mpg and
+        s1/video/mpg_6000/bbaf2n.mpg both are bbaf2n of speaker s1.
+        """
+        name = stem(path)
+        name = name.lower() if _SENTENCE.fullmatch(name) else name
+        below, above = folders_below(path, raw), folders_above(raw)
+        named = [folder for folder in below if _SPEAKER.fullmatch(folder) or _is_other(folder)]
+        plain = [folder for folder in [*below, *above] if not _FORMAT.fullmatch(folder)]
+        return Identity(_speaker([*named, *plain, above[0]][0]), name)
+
+
+def _is_other(folder: str) -> bool:
+    return bool(_OTHER_SPEAKER.fullmatch(folder))
+
+
+def _speaker(folder: str) -> str:
+    match = _SPEAKER.fullmatch(folder)
+    return f"s{match[1]}" if match else folder
+
+
+GRID = _Grid(
+    key="grid",
+    title="GRID",
+    about="""Prepare the GRID corpus (https://zenodo.org/records/3625687) as it is downloaded.
+
+    Example: python -m train.prepare grid ~/corpora/GRID data/grid --workers 8
+
+    50-20-30 % of the speakers are drawn for train, val and test. The published GRID model hears at
+    40000 Hz.""",
+    layout="s1/, s2/, ... with *.mpg",
+    fps=25.0,
+    sample_rate=16000,
+    min_frames=75,
+    shares={"train": 16, "val": 7, "test": 10},
+    bad={Identity("s1", "lrarzn"): "it opens with a grey picture"},
 )
-from train.data.media import MediaError, load_media
-from train.data.prepared import Clip, DataError, write_clip
-from train.data.splits import natural
-
-FPS = 25.0
-FRAMES = 75
-_VIDEO = {".mpg", ".mpeg", ".mp4", ".avi", ".mov", ".mkv"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """One clip of the corpus on disk."""
-
-    path: Path
-    speaker: str
-    name: str
-
-
-def find_clips(raw: str | os.PathLike[str]) -> list[Source]:
-    """Find the videos under ``raw``, at any depth, in a stable order.
-
-    The speaker is the nearest enclosing folder called s<number>; without one, the enclosing
-    folder. So s1/bbaf2n.mpg and s1/video/mpg_6000/bbaf2n.mpg both are bbaf2n of speaker s1.
-    Folders and files may be links; what counts is the name of the link, not where it leads.
-    """
-    raw = Path(raw)
-    if not raw.is_dir():
-        what = "is not a directory" if raw.exists() else "does not exist"
-        raise DataError(f"RAW {raw} {what}; give the folder that holds s1/, s2/, ... with *.mpg")
-    paths = [path for path in _files(raw) if path.suffix.lower() in _VIDEO and path.is_file()]
-    if not paths:
-        raise DataError(f"RAW {raw} holds no video ({', '.join(sorted(_VIDEO))}) at any depth")
-    sources = []
-    for path in sorted(paths, key=natural):
-        folders = [folder.name for folder in Path(os.path.abspath(path)).parents]
-        speaker = next((name for name in folders if re.fullmatch(r"s\d+", name)), folders[0])
-        sources.append(Source(path, speaker, path.stem))
-    return sources
-
-
-def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Everything below ``folder`` but folders, through links too, but not round in circles."""
-    place = os.path.realpath(folder)
-    if place in above:
-        return
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder} ({error.strerror})") from None
-    for path in entries:
-        if path.is_dir():
-            yield from _files(path, above | {place})
-        else:
-            yield path
-
-
-def prepare_clip(
-    source: Source,
-    target: Path,
-    *,
-    sample_rate: int,
-    size: tuple[int, int],
-    min_frames: int = FRAMES,
-    landmarks: str = "haar",
-) -> Path:
-    """Align the face of ``source``, resample its sound to ``sample_rate`` Hz, write ``target``.
-
-    Pictures of another rate are resampled to ``FPS``. ``landmarks`` is what
-    ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes, ``dlib`` or a predictor's
-    path by landmarks, and then the clip says how far its eyes are open and what shape its lips
-    have. What was done to the file and what is odd about it is stored with the clip, as remarks.
-
-    Returns ``target``. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used.
-    """
-    media = load_media(source.path, sample_rate, fps=FPS)
-    if len(media.frames) < min_frames:
-        why = f"{len(media.frames)} frames, fewer than {min_frames} (truncated?)"
-        if abs(media.source_fps - FPS) > 0.01:
-            why += f"; it has {media.source_fps:.5g} fps, GRID has {FPS:g}"
-        raise MediaError(f"{source.path}: {why}")
-    known = {}
-    if landmarks == "haar":
-        eyes = find_face(media.frames)
-        faces, remarks = warp(media.frames, eyes.eyes, size), eyes.remarks
-    else:
-        face = find_landmarks(media.frames, load_predictor(landmarks))
-        faces, remarks = align_landmarks(media.frames, face.points, size), face.remarks
-        known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
-    clip = Clip(faces, media.audio, FPS, sample_rate, source.speaker, source.name, known)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(target, clip, remarks=[*media.remarks, *remarks])
-    return target
+find_clips = GRID.find

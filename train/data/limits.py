@@ -20,7 +20,7 @@ class Limits:
     25 frames/s pass.
     """
 
-    decoded_bytes: int = 2 * 1024**3  # upright RGB pictures at the asked rate, and float32 sound
+    decoded_bytes: float = 2.2e9  # upright RGB pictures at the asked rate, and float32 sound
     seconds: float = 600.0  # of picture or sound
     pixels: int = 100_000_000  # of one picture, with square pixels
 
@@ -44,6 +44,6 @@ class Limits:
         """Raise ``MediaError`` if a picture of this size, in square pixels, is too large."""
         if width * height > self.pixels:
             raise MediaError(
-                f"has pictures of {width} x {height} = {width * height / 1e6:.0f} million pixels, "
+                f"has pictures of {width} x {height} = {width * height / 1e6:.3g} million pixels, "
                 f"more than the limit of {self.pixels / 1e6:g} million; scale it down"
             )

@@ -14,9 +14,8 @@ import numpy as np
 import soxr
 from PIL import Image
 
-from train.data.decode import Media, decodable, errors_of, existing, load_media, open_media
+from train.data.decode import Media, errors_of, existing, load_media, open_media, read_sound
 from train.data.limits import Limits, MediaError
-from train.data.sound import Sound
 from train.files import replacing
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_media",
+    "stated_seconds",
     "write_video",
 ]
 
@@ -45,6 +45,15 @@ def read_media(
     return media.frames, media.fps, media.audio
 
 
+def stated_seconds(path: str | os.PathLike[str]) -> float | None:
+    """Length of a media file by its header; None if it has none or cannot be opened."""
+    try:
+        with open_media(path, Limits()) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (OSError, av.FFmpegError, MediaError):
+        return None
+
+
 def read_audio(
     path: str | os.PathLike[str], sample_rate: int, *, limits: Limits | None = None
 ) -> np.ndarray:
@@ -52,19 +61,7 @@ def read_audio(
 
     Holes between its packets are silent. Raises ``MediaError`` as ``load_media`` does.
     """
-    limits = limits or Limits()
-    sound = Sound()
-    with errors_of(path):
-        with open_media(path, limits) as container:
-            streams = decodable(container, "audio")
-            if not streams:
-                raise MediaError("no audio stream to decode")
-            for frame in container.decode(streams[0]):
-                sound.add(frame)
-                limits.check_bytes(sound.nbytes)
-                limits.check_seconds(sound.end - sound.start)
-        if not sound.rate:
-            raise MediaError("no sound could be decoded")
+    sound = read_sound(path, limits or Limits())
     return sound.samples(sample_rate, sound.start)[0]
 
 

@@ -9,6 +9,7 @@ Frames are stored raw so that any run of frames is read without decoding the res
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -255,6 +256,16 @@ def _outside(root: Path, entries: list[dict[str, Any]]) -> str | None:
 def read_alignment(root: str | os.PathLike[str]) -> str:
     """Read how a set was aligned: ``haar``, ``dlib`` or a predictor's path; ``none`` if drawn."""
     return str(read_manifest(root).get("settings", {}).get("landmarks", "none"))
+
+
+def read_identity(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> str:
+    """Read what a set is, wherever it lies: a digest of its settings and of its clips' names,
+    splits and lengths. Sets prepared alike from the same corpus are the same."""
+    manifest = read_manifest(root, hint)
+    keys = ("speaker", "name", "split", "frames", "samples")
+    clips = sorted([entry[key] for key in keys] for entry in manifest["clips"])
+    what = [manifest.get("settings"), clips]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 class PreparedSet(torch.utils.data.Dataset):

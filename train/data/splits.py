@@ -6,18 +6,22 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from train.data.prepared import DataError
+from train.files import write_json
 
+Splits = dict[tuple[str, str], str]  # (speaker, name) -> "train", "val" or "test"
 SPLITS = {"train": 16, "val": 7, "test": 10}  # speakers of each, the proportions of Vougioukas
 
 
-def draw_splits(clips: Collection[tuple[str, str]], seed: int) -> dict[tuple[str, str], str]:
-    """Assign (speaker, name) pairs to train, val and test in the proportions 16 : 7 : 10.
+def draw_splits(
+    clips: Collection[tuple[str, str]], seed: int, shares: Mapping[str, int] = SPLITS
+) -> Splits:
+    """Assign (speaker, name) pairs to train, val and test in the proportions ``shares``.
 
     Whole speakers are assigned, at least one to val and to test, the one with most clips to train.
     One or two speakers cannot be kept apart: then the clips are split instead, and val and test
@@ -25,9 +29,9 @@ def draw_splits(clips: Collection[tuple[str, str]], seed: int) -> dict[tuple[str
     """
     counts = Counter(speaker for speaker, _ in clips)
     if len(counts) < 3:
-        return _divide(sorted(clips), None, seed)
+        return _divide(sorted(clips), None, seed, shares)
     speakers = sorted(counts, key=natural)
-    split = _divide(speakers, max(speakers, key=counts.__getitem__), seed)
+    split = _divide(speakers, max(speakers, key=counts.__getitem__), seed, shares)
     return {(speaker, name): split[speaker] for speaker, name in clips}
 
 
@@ -53,13 +57,22 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _divide(items: list, first: object, seed: int) -> dict:
+def write_splits(path: Path, assigned: Splits) -> None:
+    """Write the speakers of each split for ``read_splits``, unless it is clips that are divided."""
+    speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for (speaker, _), split in assigned.items():
+        speakers[split].add(speaker)
+    if sum(map(len, speakers.values())) == len({speaker for speaker, _ in assigned}):
+        write_json(path, {split: sorted(who, key=natural) for split, who in speakers.items()})
+
+
+def _divide(items: list, first: object, seed: int, shares: Mapping[str, int]) -> dict:
     """Shuffle ``items``, bring ``first`` to the front, cut them into the splits."""
     order = [items[i] for i in np.random.default_rng(seed).permutation(len(items))]
     order.sort(key=lambda item: item != first)
-    whole = sum(SPLITS.values())
+    whole = sum(shares.values())
     val, test = (
-        max(1, round(len(items) * SPLITS[split] / whole)) if len(items) > 2 else 0
+        max(1, round(len(items) * shares[split] / whole)) if len(items) > 2 else 0
         for split in ("val", "test")
     )
     names = ["train"] * (len(items) - val - test) + ["val"] * val + ["test"] * test
