@@ -66,7 +66,7 @@ class Stream:
             if isinstance(model.audio, AudioEncoder):
                 parts["audio"] = _SpeechAfterSpeech(model.audio)
             self._model = copy.copy(model)
-            self._model._modules = model._modules | parts  # nobody else's
+            self._model._modules = {**model._modules, **parts}  # nobody else's
         self._heard = 0  # samples
         self._buffer = still.new_zeros(self.ahead * self.stride)  # silence before the sound
 
