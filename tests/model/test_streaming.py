@@ -12,26 +12,16 @@ from model.folding import fold
 from model.mel import MelAudioEncoder
 from model.mfcc import SpeechWindows
 from model.streaming import Stream, look_ahead
+from tests.model.animate import TINY, lively
 from tests.model.helpers import SMALL, inputs
 
-MEL = dataclasses.replace(
-    SMALL, audio_encoder="mel", composition="warp", eyes=True, lips=True, sample_rate=16000
-)
 FORMS = {  # configuration, frames of look-ahead
     "raw": (dataclasses.replace(SMALL, audio_layers=2), 2),
     "raw, 30 fps": (dataclasses.replace(SMALL, sample_rate=16000, fps=30.0), 3),
     "raw with lips": (dataclasses.replace(SMALL, sample_rate=16000, lips=True), 6),
-    "mel": (MEL, 6),
-    "noise fused": (dataclasses.replace(MEL, fuse_noise=True), 6),
+    "mel": (TINY, 6),
+    "noise fused": (dataclasses.replace(TINY, fuse_noise=True), 6),
 }
-
-
-def lively(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with weights large enough for its frames to differ."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.kaiming_normal_(parameter)
-    return model.eval()
 
 
 def whole(model: TalkingFace, still, audio, seed):
@@ -75,8 +65,8 @@ def test_frames_are_those_of_the_whole_sound(form):
 
 @torch.no_grad()
 def test_a_frame_is_made_as_soon_as_its_sound_is_there():
-    model = lively(TalkingFace(MEL, "cp", "eager"))
-    still, audio = inputs(MEL, 1, 10)
+    model = lively(TalkingFace(TINY, "cp", "eager"))
+    still, audio = inputs(TINY, 1, 10)
     stream = Stream(model, still[0])
     counts = [sum(map(len, stream.push(piece))) for piece in audio[0].split(640)]
     assert counts == [0] * 6 + [1] * 4
