@@ -37,9 +37,9 @@ class IdentityEncoder(nn.Module):
 def audio_windows(audio: Tensor, window: int, stride: int) -> Tensor:
     """Cut waveforms (B, N) into one window per frame: (B, T, window), T = floor(N / stride).
 
-    The audio is zero-padded by floor((window − stride) / 2) on the left and the rest on the right,
-    so that frame t sits in the middle of its window. Sound beyond the last whole frame gets no
-    window, but the last windows hear it, as in the published system.
+    Frame t sits in the middle of its window: windows start floor((window − stride) / 2) samples
+    before their frames, and are silent beyond the ends of the audio. Sound beyond the last whole
+    frame is heard in the windows that reach it, as by the published system.
     """
     frames = audio.shape[1] // stride
     if frames == 0:
@@ -47,7 +47,8 @@ def audio_windows(audio: Tensor, window: int, stride: int) -> Tensor:
             f"audio of {audio.shape[1]} samples: expected at least one frame, {stride}"
         )
     left = (window - stride) // 2
-    return F.pad(audio, (left, window - stride - left)).unfold(1, window, stride)
+    right = (frames - 1) * stride + window - left - audio.shape[1]  # negative: cut off
+    return F.pad(audio, (left, right)).unfold(1, window, stride)
 
 
 class AudioWindowEncoder(nn.Module):

@@ -107,8 +107,8 @@ class MelAudioEncoder(nn.Module):
         missing = self.context - context
         if missing < 0:
             raise ValueError(f"context={context}: expected at most {self.context} frames")
-        count = audio.shape[1] // self.stride
-        audio = F.pad(audio[:, : count * self.stride], (missing * self.stride,) * 2)
+        left, beyond = missing * self.stride, audio.shape[1] % self.stride
+        audio = F.pad(audio, (left, left - beyond))  # what lies beyond the last frame is heard
         x = self.mel(audio).transpose(1, 2)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.dropout(F.relu(norm(conv(x))))

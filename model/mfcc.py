@@ -90,8 +90,9 @@ class SpeechWindows(nn.Module):
     """Waveforms (B, N) → one window of cepstra per video frame, (B, T, 12, 35), without c₀.
 
     T = floor(N / stride). Frame t lies in the middle of its 0.365 s; the sound is padded with
-    zeros, so that every frame has its window. At 25 frames/s windows are 4 columns apart; at rates
-    that are no multiple of 10 ms they start at the nearest column.
+    zeros, so that every frame has its window; what lies beyond the last frame is heard. At
+    25 frames/s windows are 4 columns apart; at rates that are no multiple of 10 ms they start at
+    the nearest column.
     """
 
     columns = 35
@@ -99,6 +100,7 @@ class SpeechWindows(nn.Module):
     def __init__(self, sample_rate: int, stride: int):
         super().__init__()
         self.mfcc, self.stride = MFCC(sample_rate), stride
+        self.span = (self.columns - 1) * self.mfcc.hop + self.mfcc.frame  # samples of a window
 
     def forward(self, audio: Tensor) -> Tensor:
         count, hop = audio.shape[1] // self.stride, self.mfcc.hop
@@ -107,10 +109,8 @@ class SpeechWindows(nn.Module):
                 f"audio of {audio.shape[1]} samples: expected at least one frame, {self.stride}"
             )
         starts = [round(t * self.stride / hop) for t in range(count)]
-        span = (self.columns - 1) * hop + self.mfcc.frame
-        left = (span - self.stride) // 2
-        audio = audio[:, : count * self.stride]
-        right = starts[-1] * hop + span - left - audio.shape[1]
+        left = (self.span - self.stride) // 2
+        right = starts[-1] * hop + self.span - left - audio.shape[1]
         cepstra = self.mfcc(nn.functional.pad(audio, (left, right)))[..., 1:]  # (B, M, 12)
         index = torch.tensor(starts)[:, None] + torch.arange(self.columns)
         return cepstra[:, index.to(audio.device)].transpose(2, 3)

@@ -35,3 +35,7 @@ def test_data_imports_no_command():
     modules = loaded(", ".join(rooms))
     assert modules.issuperset(rooms)
     assert modules.isdisjoint({"train.config", "train.prepare", "train.source"})
+
+
+def test_the_networks_do_without_the_room_that_animates_photos():
+    assert not loaded("model, model.talking_face, model.streaming")

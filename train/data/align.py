@@ -128,13 +128,34 @@ def find_face(frames: np.ndarray) -> Face:
     eyes_found = len(pairs) >= 0.2 * len(guesses)
     seen = pairs if eyes_found else guesses
     left, right = np.median(list(seen.values()), axis=0)
-    along, across = _CASCADE_OFFSET
     turn = right - left
-    offset = along * turn + across * np.array([-turn[1], turn[0]])
-    middle = _follow({t: pair.mean(0) for t, pair in seen.items()}, len(frames)) + offset
+    middle = _follow({t: pair.mean(0) for t, pair in seen.items()}, len(frames)) + _offset(turn)
     eyes = np.stack([middle - turn / 2, middle + turn / 2], axis=1)
     eyes = (eyes + 0.5) * shrink - 0.5
     return Face(eyes, eyes_found, len(times), len(guesses), several)
+
+
+def find_all_eyes(image: np.ndarray) -> list[np.ndarray]:
+    """Give the eye centres (2, 2) of every face in a photo (H, W, 3), the largest face first.
+
+    The first are those that ``find_face`` finds.
+    """
+    shrink = max(1.0, *(side / DETECTION_SIDE for side in image.shape[:2]))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if shrink > 1:
+        grey = cv2.resize(grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
+    eyes = []
+    for face in find_faces(grey):
+        pair = _eye_pair(grey, face)
+        pair = face[:2] + _EYES_IN_FACE * face[2:] if pair is None else pair
+        eyes.append((pair + _offset(pair[1] - pair[0]) + 0.5) * shrink - 0.5)
+    return eyes
+
+
+def _offset(turn: np.ndarray) -> np.ndarray:
+    """The way (2,) from where the cascades see the eyes to where they are."""
+    along, across = _CASCADE_OFFSET
+    return along * turn + across * np.array([-turn[1], turn[0]])
 
 
 def _follow(seen: dict[int, np.ndarray], count: int) -> np.ndarray:

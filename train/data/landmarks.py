@@ -174,6 +174,20 @@ def find_landmarks(frames: np.ndarray, predictor: Any = None) -> Landmarks:
     return Landmarks(points, len(boxes), len(times), several, detector is _haar_boxes)
 
 
+def find_all_landmarks(image: np.ndarray, predictor: Any = None) -> list[np.ndarray]:
+    """Give the landmarks (68, 2) of every face in a photo (H, W, 3), the largest face first.
+
+    The first are those that ``find_landmarks`` finds.
+    """
+    predictor = predictor or load_predictor()
+    shrink = max(1.0, *(side / DETECTION_SIDE for side in image.shape[:2]))
+    small = np.ascontiguousarray(image)
+    if shrink > 1:
+        small = cv2.resize(small, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA)
+    boxes = detect_all(small) or detect_small(small) or _haar_boxes(small)
+    return [predict(image[None], box * shrink, predictor)[0] for box in boxes]
+
+
 def predict(frames: np.ndarray, boxes: np.ndarray, predictor: Any) -> np.ndarray:
     """Landmarks (T, 68, 2) of frames (T, H, W, 3) uint8 within boxes (T, 4) or (4,).
 

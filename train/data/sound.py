@@ -23,19 +23,27 @@ _DOWNMIX = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
 
 
 @dataclass
-class _Piece:
+class Piece:
+    """Decoded sound, where its time stamps put it."""
+
     begin: int  # in samples
     wave: np.ndarray  # (channels, samples) float32
     layout: str
 
 
 class Sound:
-    """Collects decoded audio frames; ``samples`` gives them as one wave."""
+    """Collects decoded audio frames; ``samples`` gives them as one wave.
+
+    Whoever wants no more than pieces of it calls ``take`` after every ``add``.
+    """
 
     def __init__(self) -> None:
         self.rate = 0  # Hz, the stream's own
         self.nbytes = 0
-        self._pieces: list[_Piece] = []
+        self.peak = 0.0  # the largest amplitude of any channel
+        self._begin: int | None = None
+        self._products: dict[str, np.ndarray] = {}  # of each layout's channels with each other
+        self._pieces: list[Piece] = []
         self._end = 0
         self._holes: list[tuple[float, float]] = []  # (time, length) in seconds
         self._overlap = 0.0
@@ -44,7 +52,7 @@ class Sound:
 
     def add(self, frame: Any) -> None:
         """Append an audio frame of PyAV; it lies where its time stamp says."""
-        if not self._pieces:
+        if self._begin is None:
             self.rate = frame.sample_rate
         elif frame.sample_rate != self.rate:
             raise MediaError(
@@ -52,9 +60,9 @@ class Sound:
             )
         wave, layout = self._to_float(frame), frame.layout.name
         begin = self._end if frame.time is None else round(frame.time * self.rate)
-        jump = begin - self._end if self._pieces else 0
+        jump = begin - self._end if self._begin is not None else 0
         if abs(jump) <= JITTER * self.rate:
-            begin = begin if not self._pieces else self._end
+            begin = begin if self._begin is None else self._end
         elif jump > 0:
             self._holes.append((self._end / self.rate, jump / self.rate))
         else:
@@ -64,9 +72,17 @@ class Sound:
                 raise MediaError(
                     "the time stamps of the sound go backwards (joined without re-encoding?)"
                 )
-        self._pieces.append(_Piece(begin, wave, layout))
+        self._pieces.append(Piece(begin, wave, layout))
+        self._begin = begin if self._begin is None else self._begin
         self._end = begin + wave.shape[1]
         self.nbytes += wave.nbytes
+        self.peak = max(self.peak, float(np.abs(wave).max(initial=0)))
+        self._products[layout] = self._products.get(layout, 0) + wave.astype(float) @ wave.T
+
+    def take(self) -> list[Piece]:
+        """Give the pieces that came since the last call, and keep them no longer."""
+        taken, self._pieces = self._pieces, []
+        return taken
 
     def _to_float(self, frame: Any) -> np.ndarray:
         """(channels, samples) float32; swresample's own downmix to mono can exceed [-1, 1]."""
@@ -80,7 +96,7 @@ class Sound:
     @property
     def start(self) -> float:
         """When the sound starts, in seconds of the file's clock."""
-        return self._pieces[0].begin / self.rate if self._pieces else 0.0
+        return (self._begin or 0) / self.rate if self.rate else 0.0
 
     @property
     def end(self) -> float:
@@ -102,7 +118,7 @@ class Sound:
         remarks: list[str] = []
         if not self._pieces:
             return np.zeros(count or 0, np.float32), ["silent: no sound at all"]
-        weights = {layout: self._weights(layout, remarks) for layout in self._names}
+        weights = self.weights(remarks)
         origin = round(start * self.rate)
         mono = np.zeros(max(0, self._end - origin), np.float32)
         for piece in self._pieces:
@@ -114,14 +130,7 @@ class Sound:
         if count is not None:
             remarks += self._edges(start, count / rate)
             mono = np.pad(mono[:count], (0, max(0, count - len(mono))))
-        if self._holes:
-            length = sum(length for _, length in self._holes)
-            remarks.append(
-                f"hole in the sound: {length:.2f} s filled with silence, "
-                f"from {self._holes[0][0] - start:.2f} s on"
-            )
-        if self._overlap:
-            remarks.append(f"sound given twice: {self._overlap:.2f} s left out")
+        remarks += self.remarks(start)
         if np.abs(mono).max(initial=0) < SILENCE:
             remarks.append("silent: nothing is louder than -60 dB")
         return mono.astype(np.float32), remarks
@@ -133,6 +142,23 @@ class Sound:
         if early > NOTICED:
             yield f"sound cut off at the end: the last {early:.2f} s are silent"
 
+    def remarks(self, start: float) -> list[str]:
+        """Say what is odd about the time stamps; times count from ``start``, in seconds."""
+        remarks = []
+        if self._holes:
+            length = sum(length for _, length in self._holes)
+            remarks.append(
+                f"hole in the sound: {length:.2f} s filled with silence, "
+                f"from {self._holes[0][0] - start:.2f} s on"
+            )
+        if self._overlap:
+            remarks.append(f"sound given twice: {self._overlap:.2f} s left out")
+        return remarks
+
+    def weights(self, remarks: list[str]) -> dict[str, np.ndarray]:
+        """Weights (channels,) that mix each layout to mono; what is odd is added to ``remarks``."""
+        return {layout: self._weights(layout, remarks) for layout in self._names}
+
     def _weights(self, layout: str, remarks: list[str]) -> np.ndarray:
         """(channels,) weights that sum to 1, or the loudest channel alone if mixing cancels it."""
         names = self._names[layout]
@@ -143,12 +169,9 @@ class Sound:
             return weights
         if len(names) > 2:
             remarks.append(f"downmixed: from {layout}")
-        mixed, energy = 0.0, np.zeros(len(names))
-        for piece in self._pieces:
-            if piece.layout == layout:
-                mixed += float(np.square(weights @ piece.wave).sum())
-                energy += np.square(piece.wave).sum(axis=1)
-        if mixed < CANCELLED * float(np.square(weights) @ energy):
+        products = self._products[layout]
+        energy = np.diag(products)
+        if weights @ products @ weights < CANCELLED * float(np.square(weights) @ energy):
             remarks.append("opposite channels: they cancel each other, so the loudest was taken")
             weights = np.eye(len(names), dtype=np.float32)[np.argmax(energy * (raw > 0))]
         return weights
