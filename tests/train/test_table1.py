@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.simple_jobs import fail, write_text
 from train.config import PRESETS
-from train.errors import UserError
 from train.evaluate import EVALUATION_FILE
 from train.jobs import JobFailed
 from train.metrics.score import Score
@@ -24,18 +24,6 @@ from train.table1.config import TABLES, parse
 from train.table1.report import Line, cell, read_lines, table_rows, write_report, write_table
 from train.table1.rows import PAPER_GRID, PAPER_ROWS, ROWS
 from train.table1.tasks import Task, plan, run_tasks
-
-
-def write_text(path: str, text: str) -> None:
-    Path(path).write_text(text)
-
-
-def fail() -> None:
-    raise UserError("--this is not possible")
-
-
-def outlive() -> None:
-    time.sleep(60)
 
 
 def test_jobs_wait_for_what_they_need_and_leave_out_what_is_done(tmp_path):
