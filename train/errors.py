@@ -13,12 +13,19 @@ class UserError(Exception):
 
 
 def run(command: Callable[[], Any], stopped: str = "nothing was written") -> int:
-    """Call ``command`` and return the exit code; ``stopped`` is what to say after Ctrl-C."""
+    """Call ``command`` and return the exit code; ``stopped`` is what to say after Ctrl-C.
+
+    A full disk, and whatever else the system refuses, ends in one line as a user's mistake does.
+    """
     print_anything()
     try:
         command()
     except (UserError, KernelsUnavailable) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"stopped; {stopped}", file=sys.stderr)

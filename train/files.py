@@ -17,7 +17,8 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
     """Give a new name beside ``path`` to write to; the file gets its name when the block ends.
 
     The new name keeps the suffix, for those who choose a format by it. If the block raises,
-    ``path`` stays what it was. ``durable`` waits until the content is on the disk.
+    ``path`` stays what it was; an ``OSError`` without a file's name, or with the new one, gets that
+    of ``path``. ``durable`` waits until the content is on the disk.
     """
     path = Path(path)
     temporary = path.with_name(_temporary(path))
@@ -27,6 +28,10 @@ def replacing(path: str | os.PathLike[str], *, durable: bool = False) -> Iterato
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -92,7 +92,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # copies: what is compared may not change, or end the process, with the file under it
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     recorded = metadata.pop(CHECKSUMS, None)
     compare(recorded, {**metadata, **tensors})
     bad = not_finite(tensors)

@@ -2,12 +2,14 @@
 
 import os
 import pty
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import torch
 from tests.train.helpers import TINY
 from train.errors import UserError
 from train.files import remove_leftovers, replacing
-from train.run.checkpoint import read_checkpoint
+from train.run.checkpoint import checkpoints, read_checkpoint
 from train.run.directory import read_metrics
 from train.run.lock import LOCK_FILE, locked
 from train.run.stopping import SIGNALS, stopping
@@ -32,6 +34,10 @@ Trainer.step = lambda *args: (time.sleep(seconds), step(*args))[1]
 sys.exit(main())
 """
 STEPS = 30
+#: What a run says that was killed between its last checkpoint and its end.
+ALREADY = f"already at step {STEPS} of {STEPS}"
+#: Kills at random moments; 50 by hand.
+KILLS = int(os.environ.get("POLYFUSION_KILLS", "3"))
 
 
 def hear_signals() -> None:
@@ -176,6 +182,39 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(common, whole, tmp_pat
     assert done.stdout.count(f"{out}: no checkpoint yet, so the run starts again at step 0\n") == 1
     assert hidden(out) == []
     assert_same(whole, out)
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_the_same(data, whole, tmp_path):
+    """In steps, validations, samples and saves, before the first checkpoint and after the last."""
+    rng = random.Random(KILLS)
+    often = ["--checkpoint-every", 2, "--sample-every", 3, "--validate-every", 7]
+    begun = killed = 0
+    while killed < KILLS:
+        out = tmp_path / f"run-{begun}"
+        begun += 1
+        while killed < KILLS:
+            fresh = [*TINY, "--data", data, "--steps", STEPS, *often, "--out", out]
+            go_on = ["--resume", out] if (out / "config.json").exists() else fresh
+            process = begin(*go_on, seconds=0, stdout=subprocess.DEVNULL)
+            while not (out / LOCK_FILE).exists() and process.poll() is None:
+                time.sleep(0.01)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 4))
+            process.kill()
+            error = process.communicate()[1]
+            if process.returncode == 0 or ALREADY in error:
+                break
+            assert process.returncode == -signal.SIGKILL, error
+            (out / LOCK_FILE).unlink(missing_ok=True)  # to see the next process take it
+            killed += 1
+        else:
+            go_on = ["--resume", out] if (out / "config.json").exists() else fresh
+            done = train(*go_on)
+            assert done.returncode == 0 or ALREADY in done.stderr, done.stderr
+        assert_same(whole, out)
+        assert hidden(out) == []
+        assert len(checkpoints(out)) == 2
 
 
 @pytest.mark.slow

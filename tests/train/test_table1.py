@@ -136,6 +136,21 @@ def test_stills_stand_in_the_table_below_the_real_video(tmp_path):
     assert "**27.500" in rows["PF-CP"]  # the best of the methods; a still is none
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"row": {"psnr": 3}}', "text", "lost"])
+def test_a_damaged_row_is_named(tmp_path, content):
+    fake_table(tmp_path)
+    path = next(tmp_path.glob("*/evaluation.json"))
+    record = json.loads(path.read_text())
+    if content == "text":
+        record["row"]["psnr"]["value"] = "high"
+    elif content == "lost":
+        del record["row"]["psnr"]
+    path.write_text(json.dumps(record) if content in ("text", "lost") else content)
+    with pytest.raises(UserError, match=r"evaluation\.json: not a row of this version") as caught:
+        read_lines(tmp_path)
+    assert str(path) in str(caught.value)
+
+
 def test_the_papers_numbers_cover_its_rows():
     assert PAPER_GRID.keys() == PAPER_ROWS.keys()
     assert PAPER_GRID["cmf"]["av_confidence"] == 7.4

@@ -98,7 +98,7 @@ class MetricsLog:
         path = run / METRICS_FILE
         kept = [line for line in read_metrics(run) if line["step"] <= start]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
         board = run / "tensorboard"
         self._board = SummaryWriter(board, purge_step=start + 1 if board.exists() else None)
 
@@ -106,7 +106,13 @@ class MetricsLog:
         """Write one line; floats are rounded to 6 significant digits."""
         line: dict[str, Any] = {"step": step}
         line |= {name: float(f"{value:.6g}") for name, value in metrics.items()}
-        self._file.write(json.dumps(line) + "\n")
+        text = f"{json.dumps(line)}\n".encode()
+        try:
+            while text:  # a full disk takes a part, and refuses the rest
+                text = text[self._file.write(text) :]
+        except OSError as error:
+            error.filename = self._file.name
+            raise
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 

@@ -23,7 +23,9 @@ from torch import Tensor
 from train.baselines import SPEAKER_MEAN, STILL
 from train.data.media import write_video
 from train.device import clip_to_device
+from train.errors import UserError
 from train.evaluate import EVALUATION_FILE, animate, whole_clips
+from train.fields import kind_of
 from train.files import write_atomically, write_json
 from train.metrics.table import COLUMNS, Column, Row, from_json
 from train.pictures import write_picture
@@ -37,6 +39,7 @@ TRUTH = "truth"  # .json: the real clips' row
 SHOWN_CLIPS = 3
 SCALE = 2  # of the pictures and videos
 LABEL = 16  # rows above a face
+_VALUE = kind_of(float | None)
 
 
 @dataclass
@@ -91,15 +94,27 @@ def read_lines(out: Path) -> list[Line]:
         for file in files:
             if not file.exists():
                 continue
-            record = json.loads(file.read_text())
-            row = record.get("baselines", {}).get(key) if key in beside else record["row"]
-            if row is None:
-                continue
-            line.rows.append(from_json(row))
+            try:
+                record = json.loads(file.read_text())
+                row = record.get("baselines", {}).get(key) if key in beside else record["row"]
+                if row is None:
+                    continue
+                known = from_json(row)
+                measured = {column.key: known[column.key] for column in COLUMNS}
+                wrong = [s.value for s in measured.values() if not _VALUE.fits(s.value)]
+                if wrong:
+                    raise ValueError(f"{wrong[0]!r}, expected {_VALUE.words}")
+                networks, of = record["networks"], record["of"]
+                norm = record.get("fusion_norm")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{file}: not a row of this version ({type(error).__name__}: {error}); "
+                    "delete it, and the same command measures it again"
+                ) from None
+            line.rows.append(measured)
             line.runs.append(file.parent)
-            line.networks, line.of = record["networks"], record["of"]
-            if record.get("fusion_norm") is not None:
-                line.norms.append(record["fusion_norm"])
+            line.networks, line.of = networks, of
+            line.norms += [] if norm is None else [norm]
             logged = read_metrics(file.parent) if file.name == EVALUATION_FILE else []
             line.steps += [logged[-1]["step"]] if logged else []
         if line.rows:
