@@ -163,8 +163,12 @@ def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
     (tmp_path / "s4" / "bbaf2n.mpg").symlink_to(tmp_path / "annex" / "lost")
     (tmp_path / "s5").mkdir()
     os.mkfifo(tmp_path / "s5" / "bbaf2n.mpg")
+    boxes = b"\0\0\0\x0cftypisom" + b"\0\0\x01\0mdat"
+    plant(tmp_path, ["s6/bbaf2n.mp4"], boxes)
+    plant(tmp_path, ["s7/bbaf2n.mp4"], boxes + bytes(248) + b"\x7f\0\0\0SEFT")
+    plant(tmp_path, ["s8/bbaf2n.mp4"], boxes[:12] + b"\0\0\0\x01mdat" + (999).to_bytes(8))
     problems = {(s.speaker, s.name): s.problem for s in find_clips(tmp_path)}
-    assert problems.pop(("s1", "bbaf2n")) == ""
+    assert problems.pop(("s1", "bbaf2n")) == problems.pop(("s7", "bbaf2n")) == ""
     for key, said in {
         ("s1", "lrarzn"): "known to be bad: it opens with a grey picture",
         ("s2", "bbaf2n"): "an unfinished download",
@@ -172,6 +176,8 @@ def test_unusable_files_are_named_as_what_they_are(tmp_path, capsys):
         ("s3", "bbaf2n"): "a pointer of Git LFS",
         ("s4", "bbaf2n"): "a link that leads nowhere",
         ("s5", "bbaf2n"): "not a file",
+        ("s6", "bbaf2n"): "an unfinished download: 20 of 268 bytes are here",
+        ("s8", "bbaf2n"): "an unfinished download: 28 of 1011 bytes are here",
     }.items():
         assert said in problems.pop(key)
     assert not problems

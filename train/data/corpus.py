@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from train.data.prepared import DataError
 from train.data.splits import Splits, draw_splits, natural
@@ -24,6 +24,7 @@ VIDEO = {
 SOUND = {".wav", ".flac", ".mp3", ".m4a"}
 UNFINISHED = {".part", ".crdownload", ".download", ".partial", ".aria2", ".filepart", ".!ut"}
 _ARCHIVE = re.compile(r".+\.(zip|tar|tar\.gz|tgz|tar\.bz2|7z|rar)", re.IGNORECASE)
+_BOXES = {b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"mfra", b"sidx", b"free", b"skip", b"wide"}
 _POINTER = b"version https://git-lfs.github.com/spec/"  # a file that Git LFS has yet to fetch
 
 
@@ -220,12 +221,30 @@ def _problem(path: Path) -> str:
         return "not a file"  # a pipe would be waited for
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_POINTER))
+            start, whole = file.read(len(_POINTER)), _size_of_mp4(file)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if start == _POINTER:
         return "a pointer of Git LFS, not the file itself; run: git lfs pull"
+    if whole > size:
+        return f"an unfinished download: {size} of {whole} bytes are here"
     return ""
+
+
+def _size_of_mp4(file: BinaryIO) -> int:
+    """Where the boxes of an MP4 or MOV file should end, in bytes; 0 for other files."""
+    at = 0
+    while True:
+        file.seek(at)
+        box = file.read(16)
+        if box[4:8] not in (_BOXES if at else {b"ftyp"}):
+            return at  # another kind of file, the end, or what a phone adds after it
+        size = int.from_bytes(box[:4])
+        size = int.from_bytes(box[8:]) if size == 1 else size
+        if size < 8:  # to the end of the file, or no box
+            return at
+        at += size
 
 
 def _first_part(name: str) -> str:
