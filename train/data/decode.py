@@ -60,6 +60,7 @@ def load_media(
     *,
     fps: float | None = None,
     limits: Limits | None = None,
+    need_sound: bool = True,
 ) -> Media:
     """Decode the first video and the first audio stream of a file, by their time stamps.
 
@@ -75,6 +76,7 @@ def load_media(
         fps: frames per second of the result; the file's own rate if not given, and the average
             of a variable one.
         limits: what may be decoded; the defaults of ``Limits`` if not given.
+        need_sound: whether a file without sound is refused; otherwise its ``audio`` is empty.
 
     Raises:
         MediaError: no such file, zero bytes, no video or audio stream, undecodable, truncated,
@@ -85,7 +87,7 @@ def load_media(
         raise ValueError(f"fps must be a positive number, got {fps}")
     limits = limits or Limits()
     with errors_of(path):
-        survey = _survey(path, limits, fps)
+        survey = _survey(path, limits, fps, need_sound)
         return _decode(path, sample_rate, survey, limits)
 
 
@@ -99,10 +101,14 @@ class _Survey:
     first_dts: int | None
 
 
-def _survey(path: str | os.PathLike[str], limits: Limits, fps: float | None) -> _Survey:
+def _survey(
+    path: str | os.PathLike[str], limits: Limits, fps: float | None, need_sound: bool
+) -> _Survey:
     """Read all video packets without decoding them; refuse what will break a limit."""
     with open_media(path, limits) as container:
-        video, _ = _streams(container)
+        video, audio = _streams(container)
+        if need_sound and audio is None:
+            raise MediaError(_no_stream("audio", container))
         context = video.codec_context
         width, height = Pictures(video, limits).size(context.width, context.height)
         packets = [(packet.pts, packet.dts) for packet in container.demux(video) if packet.size]
@@ -206,7 +212,7 @@ def _decode(
                 frames.append(pictures.convert(frame))
                 limits.check_bytes(frames.nbytes + sound.nbytes)
 
-        for frame in container.decode(video, audio):
+        for frame in container.decode(*(stream for stream in (video, audio) if stream)):
             if isinstance(frame, av.VideoFrame):
                 time = stamps.take(frame)
                 if time is not None:
@@ -223,16 +229,18 @@ def _decode(
     start, end = stamps.times[0], stamps.times[-1] + last
     seconds = frames.count / survey.fps
     missing = 0.0 if declared is None else declared - end
-    if missing > 1.5 * stamps.typical or abs(sound.end - end) > MAX_MISMATCH:
+    if missing > 1.5 * stamps.typical or (audio and abs(sound.end - end) > MAX_MISMATCH):
         raise MediaError(
             f"truncated or damaged ({end - start:.2f} s of picture, "
             f"{max(0.0, sound.end - start):.2f} s of sound"
             + (f", {missing:.2f} s of picture missing)" if missing > 0 else ")")
         )
     rate, timing = stamps.remarks(survey)
-    audio_wave, hearing = sound.samples(sample_rate, start, round(seconds * sample_rate))
+    wave, hearing = np.zeros(0, np.float32), ["no sound: the file has no audio stream"]
+    if audio:
+        wave, hearing = sound.samples(sample_rate, start, round(seconds * sample_rate))
     remarks += timing + pictures.finish() + hearing
-    return Media(frames.array(), survey.fps, audio_wave, rate, tuple(remarks))
+    return Media(frames.array(), survey.fps, wave, rate, tuple(remarks))
 
 
 def _hints(video: Any) -> tuple[float, ...]:
@@ -247,16 +255,17 @@ def _declared_end(video: Any) -> float | None:
     return float(((video.start_time or 0) + video.duration) * video.time_base)
 
 
-def _streams(container: Any) -> tuple[Any, Any]:
-    """The first video stream that is no cover picture, and the first audio stream."""
-    kind = container.format.name
+def _streams(container: Any) -> tuple[Any, Any | None]:
+    """The first video stream that is no cover picture, and the first audio stream if any."""
     cover = av.stream.Disposition.attached_pic
     videos = [stream for stream in decodable(container, "video") if not stream.disposition & cover]
-    audios = decodable(container, "audio")
-    for streams, what in ((videos, "video"), (audios, "audio")):
-        if not streams:
-            raise MediaError(f"no {what} stream to decode (it is a file of the kind {kind})")
-    return videos[0], audios[0]
+    if not videos:
+        raise MediaError(_no_stream("video", container))
+    return videos[0], next(iter(decodable(container, "audio")), None)
+
+
+def _no_stream(what: str, container: Any) -> str:
+    return f"no {what} stream to decode (it is a file of the kind {container.format.name})"
 
 
 def decodable(container: Any, kind: str) -> list[Any]:
