@@ -4,6 +4,9 @@
     python -m train.evaluate RUN --ground-truth                 the real clips' own row
     python -m train.evaluate GENERATED.mp4 --real REAL.mp4      videos, or two folders of them
 
+In folders, videos belong together whose names are equal but for the suffix; those that cannot be
+paired or measured are named and left out. Videos without sound have the columns that need none.
+
 Make the two networks with python -m train.syncnet and python -m train.embedder; without them
 their columns are dashes. With the extra faces, dlib measures mouths, and of real faces blinks and
 identity too. The row is printed beside those of the still repeated, the speaker's mean frame and
@@ -31,10 +34,10 @@ from train.baselines import REAL, SpeakerMeans, baselines
 from train.config import CONFIG_FILE, TrainConfig
 from train.data.batches import by_turns, open_set
 from train.data.landmarks import choose
-from train.data.media import read_media
+from train.data.media import MediaError, load_media
 from train.data.prepared import PreparedSet, read_manifest
 from train.device import Batch, clip_to_device, pick_device
-from train.errors import UserError, run
+from train.errors import UserError, one_line, run
 from train.files import as_json, write_json
 from train.metrics.faces import FaceEmbedder, FaceReader
 from train.metrics.identity import load_embedder
@@ -48,7 +51,7 @@ from train.source import find_data
 
 EVALUATION_FILE = "evaluation.json"
 GENERATED = "generated"  # the title of the row of a model or of videos
-VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".mpg", ".webm")
+VIDEOS = (".mp4", ".m4v", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".webm")
 SAMPLE_RATE = 16000  # Hz, of the sound of video files
 
 
@@ -60,7 +63,10 @@ class EvaluateConfig:
     """Run directory, or one of its checkpoints, to measure; with --real, a generated video or a
     folder of them."""
     real: Path | None = None
-    """Real video of the generated one, or a folder with files of the same names."""
+    """Real video of the generated one, or a folder with files of the same names, but for the
+    suffix."""
+    allow_shorter: bool = False
+    """Measure generated videos of one frame fewer than the real one too, on the frames of both."""
     ground_truth: bool = False
     """Measure the real clips themselves instead of what the model makes of their stills."""
     data: str | None = None
@@ -108,20 +114,22 @@ def evaluate(config: EvaluateConfig) -> Row:
     device = pick_device(config.device)
     out, norm = config.out, None
     clips: list[dict[str, Any]]
+    pairs: Iterator[Pair | UserError]
+    unpaired: list[str] = []
     means: SpeakerMeans | None = None
     if out is not None:
         claim_file(out)
     if config.real is not None:
         if config.ground_truth:
             raise UserError("--ground-truth and --real: give one of them")
-        files = video_files(config.target, config.real)
-        pairs, count = video_pairs(files, device), len(files)
+        files, unpaired = video_files(config.target, config.real)
+        pairs, count = video_pairs(files, device, config.allow_shorter), len(files)
         clips = [{} for _ in files]
         what = f"{count} {'videos' if count > 1 else 'video'} of {config.target}"
         meters = load_meters(config, eyes=False, device=device)
     else:
         place = run_of(config.target)
-        if not (place / CONFIG_FILE).is_file() and config.target.suffix in VIDEOS:
+        if not (place / CONFIG_FILE).is_file() and config.target.suffix.lower() in VIDEOS:
             raise UserError(f"{config.target}: a video needs its real one: --real REAL")
         run, model = load_run(config.target, device, config.kernels)
         root = find_data(run if config.data is None else dataclasses.replace(run, data=config.data))
@@ -143,13 +151,22 @@ def evaluate(config: EvaluateConfig) -> Row:
     tallies = {own: Tally(meters)}
     with tqdm(pairs, total=count, unit="clip", dynamic_ncols=True, leave=False) as bar:
         for pair, clip in zip(bar, clips, strict=True):
-            tallies[own].add(pair)
+            problem = pair if isinstance(pair, UserError) else measure(tallies[own], pair)
+            if problem is not None:
+                if config.real is None or count == 1:
+                    raise problem
+                bar.write(f"left out: {one_line(problem)}", file=sys.stderr)
+                tallies[own].leave_out(one_line(problem))
+                continue
+            assert isinstance(pair, Pair)
             for title, other in baselines(pair, clip, means) if config.baselines else ():
                 tally = tallies.setdefault(title, Tally(meters))
                 if isinstance(other, Score):
                     tally.leave_out(other.reason)
                 else:
                     tally.add(other)
+    for name in unpaired:
+        tallies[own].leave_out(f"no real video of {name}")
     rows = {title: tally.row() for title, tally in tallies.items()}
     row = rows[own]
     show(rows, meters, what)
@@ -167,6 +184,15 @@ def evaluate(config: EvaluateConfig) -> Row:
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     return row
+
+
+def measure(tally: Tally, pair: Pair) -> MetricError | None:
+    """Add a clip to a row; return why it cannot be measured, if so."""
+    try:
+        tally.add(pair)
+    except MetricError as error:
+        return error
+    return None
 
 
 def whole_clips(config: TrainConfig, root: Path, split: str, count: int) -> PreparedSet:
@@ -198,32 +224,71 @@ def clip_pairs(
         yield Pair(made, real, audio, data.fps, data.sample_rate, name, clip["speaker"])
 
 
-def video_files(made: Path, real: Path) -> list[tuple[Path, Path]]:
-    """The generated and real files to compare: two files, or those of equal names in folders."""
+def video_files(made: Path, real: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """The generated and real files to compare, and the generated ones that have no real one.
+
+    Two files, or those of folders whose names are equal but for the suffix. What cannot be paired
+    is printed.
+    """
     if made.is_dir() != real.is_dir():
         raise UserError(f"{made} and --real {real}: expected two files or two folders")
     if not made.is_dir():
-        return [(made, real)]
-    names = sorted(p.name for p in made.iterdir() if p.suffix.lower() in VIDEOS)
-    if not names:
-        raise UserError(f"{made}: no videos there ({', '.join(VIDEOS)})")
-    return [(made / name, real / name) for name in names]
+        return [(made, real)], []
+    ours, theirs = videos_in(made), videos_in(real)
+    pairs, unpaired = [], []
+    for path in ours:
+        same = [other for other in theirs if other.stem == path.stem]
+        same = [other for other in same if other.name == path.name] or same
+        if len(same) > 1:
+            several = ", ".join(other.name for other in same)
+            raise UserError(f"{real}: {several} all are real videos of {path}; keep one of them")
+        if same:
+            pairs.append((path, same[0]))
+        else:
+            unpaired.append(path.name)
+    missed = sorted({path.stem for path in theirs} - {path.stem for path in ours})
+    for names, what, where in ((unpaired, "real", real), (missed, "generated", made)):
+        if names:
+            print(f"no {what} video in {where} of: {', '.join(names)}", file=sys.stderr)
+    if not pairs:
+        raise UserError(f"{made} and --real {real}: no two videos have one name but for the suffix")
+    return pairs, unpaired
 
 
-def video_pairs(files: list[tuple[Path, Path]], device: torch.device) -> Iterator[Pair]:
-    """Generated videos with the real ones; the sound is the generated one's."""
+def videos_in(folder: Path) -> list[Path]:
+    """The videos of a folder by name; UserError if there are none."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEOS)
+    if not found:
+        raise UserError(f"{folder}: no videos there ({', '.join(VIDEOS)})")
+    return found
+
+
+def video_pairs(
+    files: list[tuple[Path, Path]], device: torch.device, allow_shorter: bool
+) -> Iterator[Pair | UserError]:
+    """Generated videos with the real ones, or why they cannot be read."""
     for made, real in files:
-        frames, fps, audio = read_media(made, SAMPLE_RATE)
-        true_frames, true_fps, _ = read_media(real, SAMPLE_RATE)
         try:
-            check_rates([fps, true_fps])
-        except MetricError as error:
-            raise MetricError(f"{made}: {error}") from None
-        pictures, truth = (
-            torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device)
-            for x in (frames, true_frames)
-        )
-        yield Pair(pictures, truth, audio, fps, SAMPLE_RATE, str(made))
+            yield read_pair(made, real, device, allow_shorter)
+        except (MediaError, MetricError) as error:
+            yield error
+
+
+def read_pair(made: Path, real: Path, device: torch.device, allow_shorter: bool) -> Pair:
+    """Read a generated video and the real one; the sound is the generated one's."""
+    one, other = (load_media(path, SAMPLE_RATE, need_sound=False) for path in (made, real))
+    try:
+        check_rates([one.fps, other.fps])
+    except MetricError as error:
+        raise MetricError(f"{made}: {error}") from None
+    pictures, truth = (
+        torch.from_numpy(np.ascontiguousarray(media.frames.transpose(0, 3, 1, 2))).to(device)
+        for media in (one, other)
+    )
+    if allow_shorter and len(pictures) == len(truth) - 1:
+        tqdm.write(f"{made}: one frame fewer, {len(pictures)} are compared", file=sys.stderr)
+        truth = truth[:-1]
+    return Pair(pictures, truth, one.audio, one.fps, SAMPLE_RATE, str(made))
 
 
 def load_meters(config: EvaluateConfig, *, eyes: bool, device: torch.device) -> Meters:

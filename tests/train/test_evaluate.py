@@ -13,7 +13,7 @@ import torch
 from tests.train.helpers import CPU, TINY, measure
 from train import evaluate as evaluation
 from train.config import PRESETS, TrainConfig, parse
-from train.data.media import write_video
+from train.data.media import read_media, write_video
 from train.device import clip_to_device
 from train.errors import UserError
 from train.evaluate import EvaluateConfig, animate, clip_pairs, evaluate, whole_clips
@@ -127,6 +127,39 @@ def test_folders_of_videos_are_compared_by_name(tmp_path, monkeypatch, capsys):
     assert row["blinks_per_s"].value is None
     assert re.search("no face found|pip install", row["blinks_per_s"].reason)
     assert "1 video of" in capsys.readouterr().out
+
+
+def test_videos_of_other_systems(tmp_path, syncnet, monkeypatch, capsys):
+    made, real = make_videos(tmp_path / "made"), make_videos(tmp_path / "real")
+    (real / "a.mp4").rename(real / "a.mpg")
+    short = make_videos(tmp_path / "short", frames=29) / "a.mp4"
+    short.rename(made / "short.mp4")
+    for name in ("short.mp4", "mute.mov", "broken.avi", "unused.mp4"):
+        shutil.copy(real / "a.mpg", real / name)
+    write_video(made / "mute.MP4", read_media(real / "a.mpg", 16000)[0], 25)
+    (made / "broken.mp4").write_text("no video")
+    shutil.copy(made / "a.mp4", made / "unpaired.mp4")
+    args = [made, "--real", real, "--out", tmp_path / "row.json", "--syncnet", syncnet]
+    assert command(args, monkeypatch) == 0
+    said = capsys.readouterr().err
+    assert f"no real video in {real} of: unpaired.mp4\n" in said
+    assert f"no generated video in {made} of: unused\n" in said
+    assert "left out: " + str(made / "broken.mp4") in said
+    assert "29 frames and the real one 30" in said
+    row = from_json(json.loads((tmp_path / "row.json").read_text())["row"])
+    assert row["ssim"].value > 0.9
+    assert row["ssim"].reason.startswith("3 of 5 clips left out")
+    assert row["av_offset"].value is not None
+    assert row["av_offset"].reason.startswith("4 of 5 clips left out")
+
+    alone = [made / "short.mp4", "--real", real / "a.mpg"]
+    assert command(alone, monkeypatch) == 2
+    capsys.readouterr()
+    assert command([*alone, "--allow-shorter"], monkeypatch) == 0
+    assert "short.mp4: one frame fewer, 29 are compared" in capsys.readouterr().err
+    mute = [made / "mute.MP4", "--real", real / "a.mpg", "--syncnet", syncnet]
+    assert command(mute, monkeypatch) == 0
+    assert "the video has no sound" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

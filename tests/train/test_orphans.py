@@ -30,6 +30,22 @@ if __name__ == "__main__":
 """
 
 
+#: A parent that ends on an error while somebody still holds the loader.
+FAILING = """
+import sys
+import torch
+from train.data.batches import StepSampler, make_loader
+
+class Broken(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        raise ValueError("broken")
+
+batches = iter(make_loader(Broken(), StepSampler(["s1"], 1, 0, 0, 9), 1, pin=False))
+sys.kept = batches
+next(batches)
+"""
+
+
 def running(pid: int) -> bool:
     """Whether the process exists and is more than an entry that nobody has collected."""
     try:
@@ -50,3 +66,10 @@ def test_jobs_and_loaders_end_with_a_parent_that_is_killed(tmp_path):
     while left := [pid for pid in pids if running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def test_a_parent_that_fails_ends_with_its_loader():
+    words = [sys.executable, "-c", FAILING]
+    failed = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert failed.returncode == 1
+    assert failed.stderr.rstrip().endswith("ValueError: broken")

@@ -1,6 +1,8 @@
 """From a prepared set to the batches of a training run, reproducible from the step number alone."""
 
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,8 +122,18 @@ def stop_workers(batches: Iterator[Any]) -> None:
 
 
 def _start_worker(_worker: int) -> None:
-    end_with_parent()
     for number in SIGNALS:  # which may reach all processes: this one is needed for the last step
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads to come as well
+    end_with_parent()
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _obey(parent: int) -> None:
+    """End this process when ``parent`` terminates it: ignored, it would be waited for for ever."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(1)

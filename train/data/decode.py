@@ -77,6 +77,7 @@ def load_media(
     *,
     fps: float | None = None,
     limits: Limits | None = None,
+    need_sound: bool = True,
 ) -> Media:
     """Decode the first video and the first audio stream of a file, by their time stamps.
 
@@ -92,6 +93,7 @@ def load_media(
         fps: frames per second of the result; the file's own rate if not given, and the average
             of a variable one.
         limits: what may be decoded; the defaults of ``Limits`` if not given.
+        need_sound: whether a file without sound is refused; otherwise its ``audio`` is empty.
 
     Raises:
         MediaError: no such file, zero bytes, no video or audio stream, undecodable, truncated,
@@ -102,7 +104,7 @@ def load_media(
         raise ValueError(f"fps must be a positive number, got {fps}")
     limits, frames = limits or Limits(), Frames()
     with errors_of(path):
-        survey = _survey(path, limits, fps)
+        survey = _survey(path, limits, fps, need_sound)
         audio, rate, remarks = _decode(path, sample_rate, survey, limits, frames)
     return Media(frames.array(), survey.fps, audio, rate, remarks)
 
@@ -134,7 +136,7 @@ def load_pieces(
     """
     limits, frames = limits or Limits(), FramesInPieces(work, length)
     with errors_of(path):
-        survey = _survey(path, limits, fps, length)
+        survey = _survey(path, limits, fps, sound is None, length)
         audio, rate, remarks = _decode(path, sample_rate, survey, limits, frames, sound)
     frames.finish(least)
     return Pieces(frames.items, frames.count, survey.fps, audio, rate, remarks)
@@ -154,6 +156,7 @@ def _survey(
     path: str | os.PathLike[str],
     limits: Limits,
     fps: float | None,
+    need_sound: bool,
     held: float = float("inf"),
 ) -> _Survey:
     """Read all video packets without decoding them; refuse what will break a limit.
@@ -161,7 +164,9 @@ def _survey(
     ``held`` is the number of pictures that are held in memory at most.
     """
     with open_media(path, limits) as container:
-        video, _ = _streams(container, silent=True)
+        video, audio = _streams(container)
+        if need_sound and audio is None:
+            raise MediaError(_no_stream("audio", container))
         context = video.codec_context
         width, height = Pictures(video, limits).size(context.width, context.height)
         packets = [(packet.pts, packet.dts) for packet in container.demux(video) if packet.size]
@@ -264,7 +269,7 @@ def _decode(
     ``beside`` is the file whose sound is taken if the clip has none.
     """
     with open_media(path, limits) as container:
-        video, audio = _streams(container, silent=beside is not None)
+        video, audio = _streams(container)
         pictures, sound = Pictures(video, limits), Sound()
         stamps = _Stamps(survey, video.time_base)
         clock: ConstantRate[Any] = ConstantRate(survey.fps)
@@ -297,7 +302,8 @@ def _decode(
         sound = read_sound(beside, limits)
         hears = sound.start
         remarks.append(f"sound beside the video: from {Path(beside).name}")
-    uneven = abs(sound.end - hears - (end - start)) > MAX_MISMATCH
+    silent = audio is None and beside is None
+    uneven = not silent and abs(sound.end - hears - (end - start)) > MAX_MISMATCH
     if missing > 1.5 * stamps.typical or lost > MAX_MISMATCH or uneven:
         raise MediaError(
             f"truncated or damaged ({end - start:.2f} s of picture, "
@@ -307,9 +313,11 @@ def _decode(
     if lost > NOTICED:
         remarks.append(f"cut off: its header speaks of {lost:.2f} s more")
     rate, timing = stamps.remarks(survey)
-    audio_wave, hearing = sound.samples(sample_rate, hears, round(seconds * sample_rate))
+    wave, hearing = np.zeros(0, np.float32), ["no sound: the file has no audio stream"]
+    if not silent:
+        wave, hearing = sound.samples(sample_rate, hears, round(seconds * sample_rate))
     remarks += timing + pictures.finish() + hearing
-    return audio_wave, rate, tuple(remarks)
+    return wave, rate, tuple(remarks)
 
 
 def read_sound(path: str | os.PathLike[str], limits: Limits) -> Sound:
@@ -348,19 +356,17 @@ def _header_end(container: Any) -> float | None:
     return float(container.duration / av.time_base)
 
 
-def _streams(container: Any, silent: bool = False) -> tuple[Any, Any]:
-    """The first video stream that is no cover picture, and the first audio stream.
-
-    A file that is ``silent`` may have no audio stream, and then None stands for it.
-    """
-    kind = container.format.name
+def _streams(container: Any) -> tuple[Any, Any | None]:
+    """The first video stream that is no cover picture, and the first audio stream if any."""
     cover = av.stream.Disposition.attached_pic
     videos = [stream for stream in decodable(container, "video") if not stream.disposition & cover]
-    audios = decodable(container, "audio")
-    for streams, what in ((videos, "video"), (audios, "audio")):
-        if not streams and not (silent and what == "audio"):
-            raise MediaError(f"no {what} stream to decode (it is a file of the kind {kind})")
-    return videos[0], audios[0] if audios else None
+    if not videos:
+        raise MediaError(_no_stream("video", container))
+    return videos[0], next(iter(decodable(container, "audio")), None)
+
+
+def _no_stream(what: str, container: Any) -> str:
+    return f"no {what} stream to decode (it is a file of the kind {container.format.name})"
 
 
 def decodable(container: Any, kind: str) -> list[Any]:

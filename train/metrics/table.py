@@ -55,12 +55,14 @@ COLUMNS = (
 )
 Row = dict[str, Score]  # by Column.key
 MOUTH_KEYS = tuple(column.key for column in COLUMNS if column.meter == "mouth")
+NO_SOUND = "the video has no sound"
 NO_READER = f"no landmarks without dlib: {INSTALL}"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A video to measure and the real one. Frames (T, 3, H, W) uint8; audio (N,) in [-1, 1]."""
+    """A video to measure and the real one. Frames (T, 3, H, W) uint8; audio (N,) in [-1, 1], of no
+    samples if there is no sound."""
 
     made: Tensor
     real: Tensor
@@ -128,7 +130,10 @@ class Tally:
             self.eyeless.append(ear)
         elif ear is not None:
             self.ears.append(ear)
-        self.silent += float(np.sqrt(np.mean(np.square(pair.audio, dtype=np.float64)))) < SILENCE
+        self.silent += (
+            len(pair.audio) > 0
+            and float(np.sqrt(np.mean(np.square(pair.audio, dtype=np.float64)))) < SILENCE
+        )
         self.count, self.fps = self.count + 1, pair.fps
 
     def leave_out(self, reason: str) -> None:
@@ -195,7 +200,9 @@ def _measure_clip(pair: Pair, meters: Meters) -> Row:
         scores |= dict.fromkeys(("psnr", "ssim", *MOUTH_KEYS), same)
     if meters.embedder is not None:
         scores |= _measure_identity(pair, meters)
-    if meters.syncnet is not None:
+    if meters.syncnet is not None and not len(pair.audio):
+        scores |= {c.key: Score(None, NO_SOUND) for c in COLUMNS if c.meter == "av"}
+    elif meters.syncnet is not None:
         scores |= sync_scores(
             meters.syncnet,
             pair.made,
