@@ -179,7 +179,8 @@ def main() -> int:
                 config=(tyro.conf.FlagCreatePairsOff,),
             ),
             ask,
-        )
+        ),
+        "videos that were finished are kept",
     )
 
 

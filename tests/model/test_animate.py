@@ -203,6 +203,21 @@ def test_without_dlib_the_eye_detector_stands_in_and_says_so(monkeypatch):
     np.testing.assert_array_equal(portrait.still, align_image(photo(2.0)).transpose(1, 2, 0))
 
 
+@needs_dlib
+def test_a_predictor_that_is_gone_is_named():
+    portrait = find_portrait(photo(2.0), (128, 96), "/gone/points.dat")
+    assert portrait.remarks[0].endswith("those of the run, /gone/points.dat, are not here")
+
+
+def test_the_weights_that_ship_are_the_default():
+    animation = Animator()(photo(2.0), speech(0.4), sample_rate=16000)
+    frames, still = animation.frames.astype(int), animation.portrait.still
+    assert frames.shape == (10, 128, 96, 3)
+    assert np.abs(frames - still).mean() < 8  # the same person
+    change = np.abs(frames - still).max(0).max(-1)
+    assert change[80:116, 30:66].mean() > 2 * change[:40].mean()  # the mouth moves, not the hair
+
+
 def test_aligned_pictures_are_taken_as_they_are(animator, command):
     crop = face(1.0)
     portrait = aligned_portrait(crop, (128, 96))
