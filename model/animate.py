@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -38,7 +39,7 @@ class AnimateConfig:
     """Directory of the run, or of the exported run, whose network to use."""
     aligned: bool = False
     """Take the photos as they are: each shows the face alone, as train.prepare aligns it."""
-    face: int | None = None
+    face: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Number of the face to animate where there are several, 1 the largest."""
     paste: bool = False
     """Put the talking face back into its photo."""
@@ -50,6 +51,12 @@ class AnimateConfig:
     """Kernels that compute the fused operators. An explicit choice works or says why not."""
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if not self.audio:
+            raise UserError("--audio: give at least one recording")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: expected a number from 0 to 2^63 - 1")
 
 
 def animate(config: AnimateConfig, ask: Callable[[str], str] | None = None) -> list[Path]:
@@ -135,6 +142,8 @@ def _outs(config: AnimateConfig, photos: list[Path]) -> dict[tuple[Path, Path], 
             raise UserError(f"--out {out}: expected a name that ends in .mp4, or a folder")
         if not out.parent.is_dir():
             raise UserError(f"--out {out}: there is no folder {out.parent}")
+        if any(out.resolve() == audio.resolve() for audio in config.audio):
+            raise UserError(f"--out {out}: it is the recording; choose another name")
         return {pairs[0]: out}
     if out.suffix.lower() == ".mp4":
         raise UserError(f"--out {out}: {len(pairs)} videos need a folder, not a file")

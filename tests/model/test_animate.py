@@ -347,6 +347,36 @@ def test_odd_sound_is_animated_and_said(command):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: expected a number from 0"),
+        (["--face", "1", "--aligned"], "--face with --aligned"),
+        (["--device", "cuda:77"], "--device cuda:77: not usable here"),
+    ],
+)
+def test_settings_that_make_no_sense(command, words, message):
+    code, said = command(*words)
+    assert code == 2
+    assert message in said
+
+
+def test_a_run_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        Animator(tmp_path)
+
+
+def test_the_sound_of_a_video_is_taken_and_the_video_kept(command):
+    assert command("--out", "talk.mp4")[0] == 0
+    before = Path("talk.mp4").read_bytes()
+    code, said = command("--out", "again.mp4", audio="talk.mp4")
+    assert code == 0, said
+    code, said = command("--overwrite", audio="talk.mp4")
+    assert code == 2
+    assert "--out talk.mp4: it is the recording" in said
+    assert Path("talk.mp4").read_bytes() == before
+
+
+@pytest.mark.parametrize(
     ("out", "message"),
     [
         ("talk.avi", "expected a name that ends in .mp4"),
