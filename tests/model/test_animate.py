@@ -101,6 +101,17 @@ def test_three_lines_of_python_are_the_command(command, checkpoint, tmp_path):
     assert Path("other.mp4").read_bytes() != Path("talk.mp4").read_bytes()
 
 
+def test_a_small_network_takes_one_thread_unless_the_user_chooses(command, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert command()[0] == 0
+    assert not chosen
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert command("--overwrite")[0] == 0
+    assert chosen == [1]
+
+
 def test_arrays_and_progress(animator, tmp_path):
     seen = []
     animation = animator(photo(2.0), (speech(1.5) * 32767).astype(np.int16), sample_rate=16000)
