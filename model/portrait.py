@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -54,16 +55,7 @@ def find_portrait(
     Raises:
         NoFace: there is none, or none of that number.
     """
-    remarks = []
-    aligner = "haar" if alignment == "haar" else choose("auto")
-    if alignment not in ("none", "haar"):
-        if installed():
-            aligner = alignment if alignment == "dlib" else choose(alignment)
-        else:
-            remarks.append(
-                "aligned by OpenCV's eye detector: the network was trained on faces aligned by "
-                f"dlib's landmarks, which fit better: {INSTALL}"
-            )
+    aligner, remarks = _aligner(alignment)
     if aligner == "haar":
         faces, places = find_all_eyes(photo), EYES
     else:
@@ -89,6 +81,23 @@ def find_portrait(
         remarks.append(f"small face: it is enlarged {scale:.1f} times")
     still = warp(photo[None], points, size, places)[0].transpose(1, 2, 0)
     return Portrait(np.ascontiguousarray(still), photo, place, tuple(remarks))
+
+
+def _aligner(alignment: str) -> tuple[str, list[str]]:
+    """What stands in for a run's alignment here, and what to say of it."""
+    if alignment == "haar":
+        return "haar", []
+    if not installed():
+        missing = (
+            "aligned by OpenCV's eye detector: the network was trained on faces aligned by "
+            f"landmarks, which fit better: {INSTALL}"
+        )
+        return "haar", [missing] * (alignment != "none")
+    if alignment in ("none", "dlib"):
+        return "dlib", []
+    if not Path(alignment).is_file():
+        return "dlib", [f"aligned by dlib's landmarks: those of the run, {alignment}, are not here"]
+    return choose(alignment), []
 
 
 def aligned_portrait(photo: np.ndarray, size: tuple[int, int]) -> Portrait:

@@ -101,6 +101,17 @@ def test_three_lines_of_python_are_the_command(command, checkpoint, tmp_path):
     assert Path("other.mp4").read_bytes() != Path("talk.mp4").read_bytes()
 
 
+def test_a_small_network_takes_one_thread_unless_the_user_chooses(command, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert command()[0] == 0
+    assert not chosen
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert command("--overwrite")[0] == 0
+    assert chosen == [1]
+
+
 def test_arrays_and_progress(animator, tmp_path):
     seen = []
     animation = animator(photo(2.0), (speech(1.5) * 32767).astype(np.int16), sample_rate=16000)
@@ -201,6 +212,21 @@ def test_without_dlib_the_eye_detector_stands_in_and_says_so(monkeypatch):
     portrait = find_portrait(photo(2.0), (128, 96), "dlib")
     assert "aligned by OpenCV's eye detector" in portrait.remarks[0]
     np.testing.assert_array_equal(portrait.still, align_image(photo(2.0)).transpose(1, 2, 0))
+
+
+@needs_dlib
+def test_a_predictor_that_is_gone_is_named():
+    portrait = find_portrait(photo(2.0), (128, 96), "/gone/points.dat")
+    assert portrait.remarks[0].endswith("those of the run, /gone/points.dat, are not here")
+
+
+def test_the_weights_that_ship_are_the_default():
+    animation = Animator()(photo(2.0), speech(0.4), sample_rate=16000)
+    frames, still = animation.frames.astype(int), animation.portrait.still
+    assert frames.shape == (10, 128, 96, 3)
+    assert np.abs(frames - still).mean() < 8  # the same person
+    change = np.abs(frames - still).max(0).max(-1)
+    assert change[80:116, 30:66].mean() > 2 * change[:40].mean()  # the mouth moves, not the hair
 
 
 def test_aligned_pictures_are_taken_as_they_are(animator, command):
@@ -329,6 +355,36 @@ def test_odd_sound_is_animated_and_said(command):
     assert "talk.mp4: 2 frames" in said
     Path("speech.wav").rename("speech.mp3")
     assert command("--overwrite", audio="speech.mp3")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: expected a number from 0"),
+        (["--face", "1", "--aligned"], "--face with --aligned"),
+        (["--device", "cuda:77"], "--device cuda:77: not usable here"),
+    ],
+)
+def test_settings_that_make_no_sense(command, words, message):
+    code, said = command(*words)
+    assert code == 2
+    assert message in said
+
+
+def test_a_run_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        Animator(tmp_path)
+
+
+def test_the_sound_of_a_video_is_taken_and_the_video_kept(command):
+    assert command("--out", "talk.mp4")[0] == 0
+    before = Path("talk.mp4").read_bytes()
+    code, said = command("--out", "again.mp4", audio="talk.mp4")
+    assert code == 0, said
+    code, said = command("--overwrite", audio="talk.mp4")
+    assert code == 2
+    assert "--out talk.mp4: it is the recording" in said
+    assert Path("talk.mp4").read_bytes() == before
 
 
 @pytest.mark.parametrize(

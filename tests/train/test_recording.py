@@ -65,6 +65,8 @@ def test_a_wave_is_a_recording_too():
     assert len(pieces[0]) == pytest.approx(2.2 * RATE, abs=2)
     np.testing.assert_allclose(pieces[0], pieces[1], atol=1e-3)
     assert Wave(np.zeros(100), RATE).remarks == ("silent: nothing is louder than -60 dB",)
+    with pytest.raises(MediaError, match="sample_rate 0: expected"):
+        Wave(wave, 0)
     for odd in (np.zeros((2, 2, 2)), np.array(["a"]), np.full(10, np.nan)):
         with pytest.raises(MediaError, match="sound: "):
             Wave(odd, RATE)
@@ -82,6 +84,13 @@ def test_holes_are_silent_and_what_is_odd_is_said(tmp_path):
 
     write_sound(tmp_path / "silence.wav", np.zeros((1, 8000)), 8000, "pcm_s16le", form="dblp")
     assert "silent" in Recording(tmp_path / "silence.wav").remarks[0]
+
+    odd = tone(1.0, 16000)
+    odd[0, 5000:5003] = np.nan, np.inf, -np.inf
+    write_sound(tmp_path / "floats.wav", odd, 16000, "pcm_f32le")
+    floats = np.concatenate([*Recording(tmp_path / "floats.wav").pieces(RATE)])
+    assert np.isfinite(floats).all()
+    assert np.abs(floats[8000:]).max() == pytest.approx(0.5, rel=0.05)
 
     write_sound(tmp_path / "half.flac", tone(4.0, 48000), 48000, "flac")
     data = (tmp_path / "half.flac").read_bytes()

@@ -104,6 +104,8 @@ class Wave:
     """
 
     def __init__(self, samples: np.ndarray, rate: int) -> None:
+        if not rate >= 1:
+            raise MediaError(f"sample_rate {rate}: expected a positive number, in Hz")
         self._samples, self._rate = as_wave(samples), rate
         self.seconds = len(self._samples) / rate
         self.remarks: tuple[str, ...] = ()

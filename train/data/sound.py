@@ -91,7 +91,8 @@ class Sound:
             self._resamplers[kind] = av.AudioResampler(format="fltp")
             self._names[kind[1]] = [channel.name for channel in frame.layout.channels]
         parts = [part.to_ndarray() for part in self._resamplers[kind].resample(frame)]
-        return np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
+        wave = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
+        return np.nan_to_num(wave, posinf=1, neginf=-1)  # files of floats may hold anything
 
     @property
     def start(self) -> float:
