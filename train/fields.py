@@ -71,7 +71,7 @@ def kind_of(hint: Any) -> Kind:
     if origin is Literal:
         return one_of(*args)
     if origin is tuple:
-        return list_of(kind_of(args[0]), len(args))
+        return list_of(kind_of(args[0]), None if args[-1] is Ellipsis else len(args))
     return OBJECT if dataclasses.is_dataclass(hint) else _SIMPLE[hint]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.train.simple_jobs import fail, write_text
 from train.config import PRESETS
+from train.errors import UserError
 from train.evaluate import EVALUATION_FILE
 from train.jobs import JobFailed
 from train.metrics.score import Score

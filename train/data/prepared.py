@@ -127,15 +127,16 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, remarks: Sequence[str] 
     tensors = {"frames": np.ascontiguousarray(frames), "audio": pcm}
     for key, value in clip.truth.items():
         tensors[_TRUTH + key] = np.ascontiguousarray(value)
-    metadata = {_HEADER: json.dumps(header)}
-    metadata[CHECKSUMS] = checksums({**metadata, **tensors})
+    recorded = {CHECKSUMS: checksums({_HEADER: json.dumps(header), **tensors})}
+    # one entry: several would come in any order, and equal clips make equal files
+    metadata = {_HEADER: json.dumps({**header, **recorded})}
     write_atomically(path, save(tensors, metadata=metadata))
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
     """Read a whole clip written by :func:`write_clip`; ``DataError`` if it is no whole one."""
     with _open_clip(path) as (file, header):
-        _compare(file)
+        _compare(file, header)
         return Clip(
             frames=file.get_tensor("frames"),
             audio=_to_float(file.get_tensor("audio")),
@@ -158,20 +159,20 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         frames = file.get_slice("frames").get_shape()
         samples = file.get_slice("audio").get_shape()[0]
         shape = {"frames": frames[0], "samples": samples, "size": frames[2:]}
+        header = {key: value for key, value in header.items() if key != CHECKSUMS}
         return {"remarks": [], **header, **shape, "checksum": _checksum(file)}
 
 
 def _checksum(file: Any) -> int:
-    return zlib.crc32(json.dumps(file.metadata(), sort_keys=True).encode())
+    return zlib.crc32(file.metadata()[_HEADER].encode())
 
 
-def _compare(file: Any) -> None:
+def _compare(file: Any, header: dict[str, Any]) -> None:
     """Raise ``Damaged`` unless an open clip file has the content that its checksums tell."""
-    metadata = file.metadata()
-    recorded = metadata.pop(CHECKSUMS, None)
-    if recorded is not None:
+    if CHECKSUMS in header:
+        told = {key: value for key, value in header.items() if key != CHECKSUMS}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        compare(recorded, {**metadata, **tensors})
+        compare(header[CHECKSUMS], {_HEADER: json.dumps(told), **tensors})
 
 
 @contextmanager
@@ -181,7 +182,7 @@ def _open_clip(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, An
         with safe_open(str(path), framework="numpy") as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             wrong = wrong_field(header, _HEADER_FIELDS)
-            missing = _HEADER_FIELDS.keys() - {"remarks"} - header.keys() if not wrong else ()
+            missing = _HEADER_FIELDS.keys() - {"remarks", CHECKSUMS} - header.keys() if not wrong else ()
             if wrong or missing:
                 raise ValueError(wrong or f"it does not tell {', '.join(sorted(missing))}")
             if [len(file.get_slice(key).get_shape()) for key in ("frames", "audio")] != [4, 1]:
@@ -386,7 +387,7 @@ class PreparedSet(torch.utils.data.Dataset):
             raise DataError(
                 f"{path} does not match the manifest: its checksum differs; prepare the set again"
             )
-        _compare(file)
+        _compare(file, header)
         for key in file.keys():  # noqa: SIM118
             if key.startswith(_TRUTH) and not np.isfinite(file.get_tensor(key)).all():
                 raise DataError(f"{path}: {key} has a value that is not finite")
