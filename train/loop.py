@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from train.config import TrainConfig
 from train.data.batches import StepSampler, by_turns, make_loader, open_set, stop_workers
-from train.data.prepared import PreparedSet, read_alignment, read_identity
+from train.data.prepared import PreparedSet, read_alignment, read_identity, read_places
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
 from train.metrics.quality import psnr
@@ -197,7 +197,9 @@ def identify(config: TrainConfig, root: Path) -> TrainConfig:
             f"--data {root}: not the set that {config.resume} was trained on (other clips, splits "
             "or settings); give that one, or start a new run with another --out"
         )
-    return dataclasses.replace(config, alignment=read_alignment(root), data_identity=found)
+    return dataclasses.replace(
+        config, alignment=read_alignment(root), places=read_places(root), data_identity=found
+    )
 
 
 def open_validation(config: TrainConfig, root: Path) -> PreparedSet:

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
+from train.config import load_config
 from train.data.clips import expected_seconds, prepare_first, whole_name
 from train.data.corpus import Corpus, Source
 from train.data.crema_d import CREMA_D
@@ -60,6 +61,7 @@ Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Workers = Annotated[int | None, tyro.conf.arg(metavar="INT")]
 Landmarks = Annotated[str, tyro.conf.arg(metavar="auto|haar|dlib|PATH")]
+Like = Annotated[Path | None, tyro.conf.arg(metavar="RUN")]
 
 _CORPUS_HELP = """{about}
 
@@ -88,6 +90,8 @@ _CORPUS_HELP = """{about}
             the extra faces, frame by frame (its training pictures exclude commercial use); haar,
             OpenCV's eye detector, coarser; the path of another 68-point predictor (*.dat); or auto,
             dlib where it is installed and haar elsewhere.
+        align_as: Run directory whose mean face faces are aligned to: one that python -m train.sda
+            made of a published checkpoint.
         max_gb: Greatest size of a decoded clip, or of a piece of one, in GB of memory; larger ones
             are skipped, as are those that break either limit below.
         max_seconds: Greatest length of a video in seconds.
@@ -120,6 +124,7 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
         min_frames: int = corpus.min_frames,
         clip_seconds: float = 3.0,
         landmarks: Landmarks = "auto",
+        align_as: Like = None,
         max_gb: float = Limits.decoded_bytes / 1e9,
         max_seconds: float = Limits.seconds,
         max_megapixels: float = Limits.pixels / 1e6,
@@ -138,6 +143,7 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
         raw, out = Path(raw), Path(out)
         chosen = None if splits is None else read_splits(splits)
         aligner = choose(landmarks)
+        places = None if align_as is None else _places(align_as)
         settings = {
             "source": corpus.key,
             "fps": float(fps),
@@ -148,6 +154,7 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
             "clip_seconds": float(clip_seconds),
             "splits": chosen,
             "landmarks": aligner,
+            "places": places,
         }
         sources = corpus.find(raw)
         if speakers is not None:
@@ -155,6 +162,7 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
         options = {"fps": float(fps), "sample_rate": sample_rate, "size": size}
         options |= {"min_frames": min_frames, "max_frames": max_frames, "landmarks": aligner}
         options |= {"limits": limits}
+        options["places"] = places
         jobs, skipped = _corpus_jobs(sources, out, options)
         assigned = corpus.divide(jobs, seed, chosen, f"{splits}")
         jobs = {key: job for key, job in jobs.items() if key in assigned}
@@ -171,6 +179,14 @@ def _command(corpus: Corpus) -> Callable[..., Path]:
 
 prepare_grid, prepare_crema_d = _command(GRID), _command(CREMA_D)
 prepare_tcd_timit, prepare_any = _command(TCD_TIMIT), _command(ANY)
+
+
+def _places(run: Path) -> list[list[float]]:
+    """The places that the faces of ``run`` were aligned to, as JSON values."""
+    places = load_config(run).places
+    if places is None:
+        raise DataError(f"align-as {run}: its faces have the usual places; leave --align-as out")
+    return [list(place) for place in places]
 
 
 def _corpus_jobs(

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from train.data.align import NoFace, find_face, warp
+from train.data.align import EYES, NoFace, find_face, warp
 from train.data.corpus import Source
 from train.data.decode import load_pieces
 from train.data.landmarks import (
+    PLACES,
     align_landmarks,
+    eye_centres,
     eye_openness,
     find_landmarks,
     lip_shape,
@@ -75,6 +77,7 @@ def prepare_clip(
     max_frames: int,
     landmarks: str = "haar",
     limits: Limits | None = None,
+    places: Sequence[Sequence[float]] | None = None,
 ) -> list[Path]:
     """Align the face of ``source``, resample its sound, and write it into ``folder``.
 
@@ -83,8 +86,9 @@ def prepare_clip(
     end is a piece too unless it has fewer than ``min_frames``, and pieces without a face are left
     out. ``landmarks`` is what ``train.data.landmarks.choose`` returns: ``haar`` aligns by the eyes,
     ``dlib`` or a predictor's path by landmarks, and then the clip says how far its eyes are open
-    and what shape its lips have. What was done to the file and what is odd about it is stored with
-    the clip, after ``remarks``.
+    and what shape its lips have. ``places`` are where ``landmarks.FIVE`` belong in a 96 x 128
+    frame, instead of ``landmarks.PLACES``. What was done to the file and what is odd about it is
+    stored with the clip, after ``remarks``.
 
     Returns the files written. Raises ``MediaError`` or ``NoFace`` if the clip cannot be used, or
     breaks ``limits``.
@@ -92,7 +96,7 @@ def prepare_clip(
 
     def align(frames: np.ndarray) -> _Face | NoFace:
         try:
-            return _align(frames, size, landmarks)
+            return _align(frames, size, landmarks, None if places is None else np.array(places))
         except NoFace as error:
             return error
 
@@ -155,10 +159,13 @@ def whole_name(name: str) -> tuple[str, int]:
     return (match[1], int(match[3])) if match else (name, 1)
 
 
-def _align(frames: np.ndarray, size: tuple[int, int], landmarks: str) -> _Face:
+def _align(
+    frames: np.ndarray, size: tuple[int, int], landmarks: str, places: np.ndarray | None
+) -> _Face:
     if landmarks == "haar":
-        eyes = find_face(frames)
-        return _Face(warp(frames, eyes.eyes, size), eyes.remarks, {})
+        eyes, centres = find_face(frames), EYES if places is None else eye_centres(places)
+        return _Face(warp(frames, eyes.eyes, size, centres), eyes.remarks, {})
     face = find_landmarks(frames, load_predictor(landmarks))
     known = {"eye_openness": eye_openness(face.points), "lips": lip_shape(face.points)}
-    return _Face(align_landmarks(frames, face.points, size), face.remarks, known)
+    faces = align_landmarks(frames, face.points, size, PLACES if places is None else places)
+    return _Face(faces, face.remarks, known)

@@ -229,6 +229,11 @@ def align_landmarks(
     return warp(frames, smooth(landmarks[:, FIVE]), size, places)
 
 
+def eye_centres(places: np.ndarray) -> np.ndarray:
+    """Where both eyes' centres (2, 2) belong, if the five points belong at ``places`` (5, 2)."""
+    return places[1:].reshape(2, 2, 2).mean(1)
+
+
 def smooth(points: np.ndarray) -> np.ndarray:
     """Mean of points (T, K, 2) over seven frames; the first and last count on at the ends."""
     return uniform_filter1d(points, WINDOW, axis=0, mode="nearest")

@@ -182,7 +182,9 @@ def _open_clip(path: str | os.PathLike[str]) -> Iterator[tuple[Any, dict[str, An
         with safe_open(str(path), framework="numpy") as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             wrong = wrong_field(header, _HEADER_FIELDS)
-            missing = _HEADER_FIELDS.keys() - {"remarks", CHECKSUMS} - header.keys() if not wrong else ()
+            missing = (
+                _HEADER_FIELDS.keys() - {"remarks", CHECKSUMS} - header.keys() if not wrong else ()
+            )
             if wrong or missing:
                 raise ValueError(wrong or f"it does not tell {', '.join(sorted(missing))}")
             if [len(file.get_slice(key).get_shape()) for key in ("frames", "audio")] != [4, 1]:
@@ -267,6 +269,12 @@ def read_identity(root: str | os.PathLike[str], hint: str = PREPARE_HINT) -> str
     clips = sorted([entry[key] for key in keys] for entry in manifest["clips"])
     what = [manifest.get("settings"), clips]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def read_places(root: str | os.PathLike[str]) -> tuple[tuple[float, float], ...] | None:
+    """Read to which places the faces of a set were aligned, if not to the usual ones."""
+    places = read_manifest(root).get("settings", {}).get("places")
+    return None if places is None else tuple((float(x), float(y)) for x, y in places)
 
 
 class PreparedSet(torch.utils.data.Dataset):
