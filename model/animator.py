@@ -55,7 +55,7 @@ class Animator:
     ) -> None:
         self.device = pick_device(device)
         config, model = load_run(Path(checkpoint), self.device, kernels)
-        self.alignment, self.kernels = config.alignment, kernels
+        self.alignment, self.places, self.kernels = config.alignment, config.places, kernels
         if isinstance(model, TalkingFace) and kernels in ("auto", "eager"):
             model = fold(model)
         self.model = model
@@ -94,7 +94,7 @@ class Animator:
             if aligned:
                 found = aligned_portrait(pixels, self.size)
             else:
-                found = find_portrait(pixels, self.size, self.alignment, face)
+                found = find_portrait(pixels, self.size, self.alignment, face, self.places)
         except UserError as error:
             raise type(error)(f"{name}: {error}") from None
         return Portrait(found.still, found.photo, found.place, remarks + found.remarks)

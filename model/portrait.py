@@ -1,6 +1,7 @@
 """The face in a photo: found and aligned as a network expects it, and put back when it talks."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from train.data.landmarks import (
     INSTALL,
     PLACES,
     choose,
+    eye_centres,
     find_all_landmarks,
     installed,
     load_predictor,
@@ -40,7 +42,11 @@ class Portrait:
 
 
 def find_portrait(
-    photo: np.ndarray, size: tuple[int, int], alignment: str, face: int | None = None
+    photo: np.ndarray,
+    size: tuple[int, int],
+    alignment: str,
+    face: int | None = None,
+    targets: Sequence[Sequence[float]] | None = None,
 ) -> Portrait:
     """Find a face and align it.
 
@@ -51,16 +57,21 @@ def find_portrait(
             for the best that is installed. Haar stands in where dlib is missing.
         face: number of the face, 1 the largest; by default the largest, which is remarked upon if
             there are others.
+        targets: where the five points belong in a frame of 96 x 128 pixels, (5, 2); by default
+            where ``train.prepare`` puts them.
 
     Raises:
         NoFace: there is none, or none of that number.
     """
     aligner, remarks = _aligner(alignment)
     if aligner == "haar":
-        faces, places = find_all_eyes(photo), EYES
+        faces = find_all_eyes(photo)
+        places = EYES if targets is None else eye_centres(np.array(targets))
     else:
         landmarks = find_all_landmarks(photo, load_predictor(aligner))
         faces, places = [points[list(FIVE)] for points in landmarks], PLACES
+        if targets is not None:
+            places = np.array(targets)
     if not faces:
         raise NoFace(
             "no face found; it has to be seen from the front and upright, or be cut out already "

@@ -206,6 +206,17 @@ def test_faces_are_aligned_as_in_training(alignment):
     np.testing.assert_array_equal(still, expected.transpose(1, 2, 0))
 
 
+@needs_dlib
+def test_faces_are_aligned_to_the_places_of_a_run():
+    image, places = photo(2.0), landmarks.PLACES * 0.8 + [9.0, 14.0]
+    still = find_portrait(image, (128, 96), "dlib", targets=places.tolist()).still
+    points = landmarks.find_landmarks(image[None]).points
+    expected = landmarks.align_landmarks(image[None], points, (128, 96), places)[0]
+    np.testing.assert_array_equal(still, expected.transpose(1, 2, 0))
+    usual = find_portrait(image, (128, 96), "dlib").still
+    assert np.abs(still.astype(int) - usual).mean() > 5
+
+
 def test_without_dlib_the_eye_detector_stands_in_and_says_so(monkeypatch):
     for module in ("model.portrait", "train.data.landmarks"):
         monkeypatch.setattr(f"{module}.installed", lambda: False)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import Animator
 from model.published import STATES, published_config, published_tensors
 from tests.train.helpers import CPU, TINY, run
 from tests.train.published import CREMA, GRID, PUBLISHED, SMALL, TIMIT, System, save, system
@@ -97,6 +98,14 @@ def test_an_imported_run_is_evaluated_and_exported(imported, data, tmp_path):
     assert load_run(small, CPU)[0].places == load_run(imported, CPU)[0].places
     with pytest.raises(UserError, match="half: no run of"):
         sda.export_checkpoint(small, tmp_path / "back.dat")
+
+
+def test_an_imported_run_animates_a_photo(imported):
+    animator = Animator(imported)
+    assert np.array(animator.places).shape == (5, 2)
+    photo = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    animation = animator(photo, np.zeros(16_000, np.float32), sample_rate=16_000, aligned=True)
+    assert animation.frames.shape == (25, 32, 24, 3)
 
 
 def test_training_takes_the_encoders_of_an_imported_run(imported, data, tmp_path, monkeypatch):
