@@ -149,7 +149,7 @@ def _patched_once() -> Iterator[None]:
     they are replaced already: a third of the time of a small launch.
     """
     original = getattr(interpreter, "_patch_lang", None)
-    if original is None:
+    if original is None or not interpreted():  # compiled for a GPU that is elsewhere
         yield
         return
     scopes: dict[int, Any] = {}
