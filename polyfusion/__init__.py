@@ -7,8 +7,4 @@
 ``python -m polyfusion.info`` says which kernels run on this machine.
 """
 
-from polyfusion._interpreter import prefer_interpreter_without_gpu
-
-prefer_interpreter_without_gpu()
-
 __version__ = "0.1.0.dev0"

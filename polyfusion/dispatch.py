@@ -9,6 +9,7 @@ functions of the same names and arguments; :func:`backend` finds them.
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -44,29 +45,13 @@ def _find_triton_problem() -> str | None:
         return "Triton is not installed; install it with `pip install triton` (Linux only)"
     if torch.cuda.is_available():
         return None
-    late = "triton" in sys.modules
     try:
-        from triton import knobs
-
-        interpreted = knobs.runtime.interpret and _built_interpreted()
+        import triton  # noqa: F401
     except Exception as error:
         return f"Triton does not import: {error}"
-    if interpreted:
+    if os.environ.get("TRITON_INTERPRET", "1").lower() in ("1", "true", "yes", "on", "y"):
         return None
-    if late:
-        return (
-            "there is no CUDA device and Triton was imported before its interpreter could be "
-            "chosen; import polyfusion first, or set TRITON_INTERPRET=1 in the environment"
-        )
     return "there is no CUDA device; set TRITON_INTERPRET=1 to run the kernels in the interpreter"
-
-
-def _built_interpreted() -> bool:
-    """Whether Triton's own library functions were built for the interpreter at its import."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction
-
-    return isinstance(tl.zeros, InterpretedFunction)
 
 
 def interpreted() -> bool:

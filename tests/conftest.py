@@ -1,4 +1,4 @@
-"""polyfusion comes first, so that Triton is imported with the right interpreter setting."""
+"""One thread a process, and fixtures of all tests."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 # pytest -n runs one process a core; those that tests start have one thread each, too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import polyfusion  # noqa: F401  isort: skip
 import pytest
 import torch
 

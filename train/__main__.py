@@ -6,7 +6,6 @@ import sys
 # Triton's interpreter multiplies small tiles in NumPy: a second BLAS thread only gets in the way.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import polyfusion  # noqa: F401  (first: it chooses Triton's interpreter)
 from train.config import parse
 from train.errors import run
 from train.loop import train

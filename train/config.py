@@ -66,6 +66,12 @@ def check_sizes(config: Any, positive: Sequence[str], not_negative: Sequence[str
                 raise UserError(f"--{flag} {getattr(config, name)}: expected {expected}")
 
 
+def check_seed(seed: int) -> None:
+    """Raise :class:`UserError` for a seed from which not every random source can be started."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: expected a number from 0 to {2**32 - 1}")
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """Weights of the objective, eqs (9)-(12) of the paper."""
@@ -239,6 +245,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, POSITIVE, NOT_NEGATIVE)
+        check_seed(self.seed)
         if not self.code_rate > 0:
             raise UserError(f"--code-rate {self.code_rate}: expected a positive number")
         if not 0 <= self.balance <= 1:

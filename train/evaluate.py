@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from model.config import Kernels
 from train.baselines import REAL, SpeakerMeans, baselines
-from train.config import CONFIG_FILE, TrainConfig
+from train.config import CONFIG_FILE, TrainConfig, check_seed
 from train.data.batches import by_turns, open_set
 from train.data.landmarks import choose
 from train.data.media import MediaError, load_media
@@ -100,6 +100,7 @@ class EvaluateConfig:
     """Seed of the noise; clip i has that of seed + i."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.clips < 1:
             raise UserError(f"--clips {self.clips}: expected a positive number")
         if self.syncnet is not None and self.published_syncnet is not None:

@@ -11,7 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.config import TrainConfig
-from train.data.batches import StepSampler, by_turns, make_loader, open_set, stop_workers
+from train.data.batches import (
+    StepSampler,
+    by_turns,
+    make_loader,
+    next_batch,
+    open_set,
+    stop_workers,
+)
 from train.data.prepared import PreparedSet, read_alignment, read_identity, read_places
 from train.device import Batch, clip_to_device, in_interpreter, pick_device, to_device
 from train.errors import UserError
@@ -126,7 +133,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             with profile.step() if profile else nullcontext():
                 fetched = time.perf_counter()
                 with trainer.section("data wait"):
-                    item = next(batches)
+                    item = next_batch(batches)
                 waited += time.perf_counter() - fetched
                 with trainer.section("host to device"):
                     batch = to_device(item, device, clips.context)

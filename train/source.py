@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from train.config import TrainConfig
+from train.errors import UserError
 from train.prepare import prepare_synthetic
 
 #: Height and width of the built-in set.
@@ -19,7 +20,7 @@ def find_data(config: TrainConfig, small: bool = False) -> Path:
     if config.data != "synthetic":
         return Path(config.data)
     model = config.model
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyfusion"
+    cache = _cache() / "polyfusion"
     name = f"synthetic-{config.synthetic_clips}x{config.synthetic_speakers}-{model.sample_rate}"
     size = (model.height, model.width) if small else FULL_SIZE
     name += f"-{model.fps:g}-{config.synthetic_motion:g}"
@@ -32,3 +33,13 @@ def find_data(config: TrainConfig, small: bool = False) -> Path:
         sample_rate=model.sample_rate,
         fps=model.fps,
     )
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without an entry, as in a container
+        raise UserError(
+            "--data synthetic: no home directory to keep the built-in set in; "
+            "set HOME or XDG_CACHE_HOME to a directory that can be written to"
+        ) from None

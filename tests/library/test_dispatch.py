@@ -52,13 +52,34 @@ def test_no_interpreter_when_asked_not_to():
     assert run(code, None).strip() == "None"
 
 
-def test_triton_imported_too_early():
-    code = (
-        "import triton, polyfusion\n"
-        "from polyfusion.dispatch import triton_problem\n"
-        "print(triton_problem())"
-    )
-    assert "import polyfusion first" in run(code, None)
+#: Our kernel runs interpreted and another's kernel is still there to be compiled, Triton's own
+#: functions with it; children would see the environment that this process was given.
+FOREIGN = """
+import os, {first}
+import torch, triton, triton.language as tl
+from polyfusion import nn
+before = dict(os.environ)
+@triton.jit
+def theirs(x, SIZE: tl.constexpr):
+    tl.store(x + tl.arange(0, SIZE), tl.zeros([SIZE], tl.float32) + tl.sum(tl.arange(0, SIZE)))
+x, w = torch.randn(2, 3, 4), torch.randn(2, 4)
+layer = nn.CPFusion((4, 4), 5, rank=2)
+layer.kernels = "eager"
+expected = layer(x, w)
+layer.kernels = "triton"
+torch.testing.assert_close(layer(x, w), expected)
+assert dict(os.environ) == before and "TRITON_INTERPRET" not in before
+from triton.backends.compiler import GPUTarget
+source = triton.compiler.ASTSource(theirs, {{"x": "*fp32"}}, {{"SIZE": 16}})
+print("compiled", len(triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]) > 100)
+"""
+
+
+@pytest.mark.parametrize("first", ["triton", "polyfusion"])
+def test_nothing_outside_the_package_changes(first, tmp_path):
+    script = tmp_path / "theirs.py"  # Triton reads the kernel's source
+    script.write_text(FOREIGN.format(first=first))
+    assert "compiled True" in run(f"import runpy; runpy.run_path({str(script)!r})", None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,6 +1,7 @@
 """From a prepared set to the batches of a training run, reproducible from the step number alone."""
 
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -119,6 +120,19 @@ def stop_workers(batches: Iterator[Any]) -> None:
     """
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
+
+
+def next_batch(batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Give the loader's next batch; ``DataError`` if its workers have no memory to hand it over."""
+    try:
+        return next(batches)
+    except (RuntimeError, OSError) as error:
+        if not re.search(r"shared memory|shm|bus error|torch_\d+_\d+", str(error), re.IGNORECASE):
+            raise
+        raise DataError(
+            "the loader's processes have too little shared memory (/dev/shm); use --workers 0, "
+            "or give the container more (docker run --shm-size 1g)"
+        ) from None
 
 
 def _start_worker(_worker: int) -> None:

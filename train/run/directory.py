@@ -52,9 +52,8 @@ def how_to_go_on(run: Path) -> str:
 def make_directory(config: TrainConfig) -> Path:
     """Make the directory of a new run where there is none: ``--out``, or the next free name."""
     if config.out is None:
-        runs = Path("runs")
-        runs.mkdir(exist_ok=True)
-        number = 1
+        runs, number = Path("runs"), 1
+        _make(runs)
         name = config.fusion if config.system == "polyfusion" else config.system
         while True:
             out = runs / f"{name}-{number}"
@@ -63,12 +62,17 @@ def make_directory(config: TrainConfig) -> Path:
                 return out
             except FileExistsError:
                 number += 1
-    out = config.out
+    _make(config.out)
+    return config.out
+
+
+def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot make this directory ({error.strerror})") from None
-    return out
+        raise UserError(
+            f"--out {out}: cannot make this directory ({error.strerror}); choose another"
+        ) from None
 
 
 def write_record(run: Path, config: TrainConfig, device: torch.device) -> None:

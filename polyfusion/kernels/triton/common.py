@@ -1,6 +1,8 @@
 """What the launchers share: where a kernel runs, what it computes in, and how it is launched."""
 
 import contextlib
+import functools
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
+from polyfusion.dispatch import interpreted
 from polyfusion.kernels.layout import sum_dtype
 
 _TYPES = {
@@ -21,6 +24,30 @@ _TYPES = {
 }
 _pretended: int | None = None
 _dry = False
+
+
+def jit(function: Any) -> Any:
+    """Make a kernel: ``triton.jit``, or without a GPU one that the interpreter runs.
+
+    The choice is ours and not ``TRITON_INTERPRET``'s, which children inherit and which would keep
+    everybody's kernels in this process from being compiled.
+    """
+    return interpreter.InterpretedFunction(function) if interpreted() else triton.jit(function)
+
+
+@functools.cache
+def _library() -> tuple[tuple[Any, str, Any], ...]:
+    """Where Triton's own functions are found, and what the interpreter runs in their place."""
+    with contextlib.suppress(ImportError):  # the interpreter's launch imports it, and it checks
+        importlib.import_module("triton.experimental.gluon")  # that they are not replaced
+    made: dict[int, Any] = {}
+    found = []
+    for place in (tl, tl.standard, tl.tensor):
+        for name, value in vars(place).items():
+            if isinstance(value, triton.JITFunction):
+                other = made.setdefault(id(value), interpreter.InterpretedFunction(value.fn))
+                found.append((place, name, other))
+    return tuple(found)
 
 
 @contextlib.contextmanager
@@ -122,7 +149,7 @@ def _patched_once() -> Iterator[None]:
     they are replaced already: a third of the time of a small launch.
     """
     original = getattr(interpreter, "_patch_lang", None)
-    if original is None:
+    if original is None or not interpreted():  # compiled for a GPU that is elsewhere
         yield
         return
     scopes: dict[int, Any] = {}
@@ -133,11 +160,23 @@ def _patched_once() -> Iterator[None]:
             scopes[module] = original(function)
         return scopes[module]
 
+    library = _library()
+    # The interpreter restores what launches patch, but not what device functions do.
+    places = (tl, tl.core, tl.math, tl.standard, tl.tensor, tl.core.tensor_descriptor_base)
+    before = [(place, dict(vars(place))) for place in places]
     interpreter._patch_lang = patch
+    for place, name, other in library:
+        setattr(place, name, other)
     try:
         yield
     finally:
         interpreter._patch_lang = original
+        for place, names in before:
+            for name, value in list(vars(place).items()):
+                if name not in names and isinstance(place, type):  # a module's are its helpers
+                    delattr(place, name)
+                elif value is not names.get(name, value):
+                    setattr(place, name, names[name])
 
 
 def _leaves(arguments: Any) -> Iterator[Any]:
@@ -148,7 +187,7 @@ def _leaves(arguments: Any) -> Iterator[Any]:
             yield item
 
 
-@triton.jit
+@jit
 def project(
     view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,

@@ -25,6 +25,7 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    jit,
     launch,
     uses_tensor_cores,
 )
@@ -32,7 +33,7 @@ from polyfusion.kernels.triton.norm import merge
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
-@triton.jit
+@jit
 def _source(position, tap, size, STRIDE: tl.constexpr, PADDING: tl.constexpr, UP: tl.constexpr):
     """Where along one axis a tap of an output position reads, and whether that exists."""
     if UP:
@@ -45,7 +46,7 @@ def _source(position, tap, size, STRIDE: tl.constexpr, PADDING: tl.constexpr, UP
     return at, exists
 
 
-@triton.jit
+@jit
 def _conv_kernel(
     x, weight, s, result, counts, means, squares, frames, clip_frames, in_h, in_w, out_h, out_w,
     in_stride, out_stride, y_stride, x_stride,
@@ -102,7 +103,7 @@ def _conv_kernel(
         tl.store(squares + line, tl.sum(distance * distance, axis=0), mask=o < OUT)
 
 
-@triton.jit
+@jit
 def _weight_grad_kernel(
     x, grad, result, frames, in_h, in_w, out_h, out_w,
     IN: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,

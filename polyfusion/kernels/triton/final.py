@@ -18,13 +18,14 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    jit,
     launch,
     uses_tensor_cores,
 )
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     x, weight, result, rows, height, width,
     CHANNELS: tl.constexpr, OUT: tl.constexpr,
@@ -66,7 +67,7 @@ def _forward_kernel(
     )
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     grad, result, x, weight, dx, dweight, rows, height, width,
     CHANNELS: tl.constexpr, OUT: tl.constexpr,

@@ -26,6 +26,7 @@ from polyfusion.kernels.triton.common import (
     block,
     capability,
     dense,
+    jit,
     launch,
     lay_out,
     project,
@@ -35,7 +36,7 @@ from polyfusion.kernels.triton.matmul import Product, multiply
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
-@triton.jit
+@jit
 def _project_clip(
     view, weight, clip, k, SIZE: tl.constexpr, RANK: tl.constexpr, BIASED: tl.constexpr,
     ACC: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -55,7 +56,7 @@ def _project_clip(
     return acc
 
 
-@triton.jit
+@jit
 def _merge(low, high, r, FORM: tl.constexpr):
     """Take one more view into (∏ r, unused), or into (Σ r, all products of two and more)."""
     if FORM == "cp":
@@ -66,7 +67,7 @@ def _merge(low, high, r, FORM: tl.constexpr):
     return low, high
 
 
-@triton.jit
+@jit
 def _every(low, high, FORM: tl.constexpr):
     """∏ r for CP, else ∏ (1 + r) - 1."""
     if FORM == "cp":
@@ -75,7 +76,7 @@ def _every(low, high, FORM: tl.constexpr):
         return low + high
 
 
-@triton.jit
+@jit
 def _clip_views(
     views, first, gates, clip, k, SKIP: tl.constexpr,
     RANK: tl.constexpr, SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
@@ -100,7 +101,7 @@ def _clip_views(
     return terms, low, high
 
 
-@triton.jit
+@jit
 def _combine(
     clip_terms, clip_low, clip_high, terms, low, high, FORM: tl.constexpr
 ):
@@ -111,7 +112,7 @@ def _combine(
     return every
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     views, first, gates, out, bias, noise, result, frames, count,
     RANK: tl.constexpr, OUTPUTS: tl.constexpr, NOISE: tl.constexpr,
@@ -170,7 +171,7 @@ def _forward_kernel(
         tl.store(line + OUTPUTS + j[None, :], e, mask=inside)
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     views, first, gates, out, grad, grad_gates, grad_first, grad_first_clip, hidden,
     frames, count, grad_width,

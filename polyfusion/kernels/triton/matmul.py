@@ -19,6 +19,7 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    jit,
     launch,
     uses_tensor_cores,
 )
@@ -35,7 +36,7 @@ class Product:
     more: tuple[Tensor, Tensor] | None = None
 
 
-@triton.jit
+@jit
 def _accumulate(
     acc, a, b, batch, i, j, sizes, strides, SUMMED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -62,7 +63,7 @@ def _accumulate(
     return acc
 
 
-@triton.jit
+@jit
 def _products_kernel(
     outs, lefts, rights, more_lefts, more_rights, sizes, strides, more_sizes, more_strides,
     out_strides, starts,

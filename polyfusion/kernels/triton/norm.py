@@ -18,18 +18,18 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.layout import Norm, channels_last, lie_as, sum_dtype
-from polyfusion.kernels.triton.common import arithmetic, block, capability, dense, launch
+from polyfusion.kernels.triton.common import arithmetic, block, capability, dense, jit, launch
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
-@triton.jit
+@jit
 def _pixels(count, frames, pixels, BLOCK_P: tl.constexpr):
     """(BLOCK_P,): pixels of all clips, their rows in the first frame, and which of them exist."""
     p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     return p, (p // pixels) * frames * pixels + p % pixels, p < count
 
 
-@triton.jit
+@jit
 def _clip_tile(
     s, p, exists, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -43,7 +43,7 @@ def _clip_tile(
         return tl.zeros((1, BLOCK_P, BLOCK_C), ACC), at, live
 
 
-@triton.jit
+@jit
 def _tile(start, first, exists, frames, pixels, rows, BLOCK_T: tl.constexpr):
     """(BLOCK_T, BLOCK_P, 1): rows of these pixels in frames from ``start``, and which exist."""
     t = start + tl.arange(0, BLOCK_T)
@@ -52,7 +52,7 @@ def _tile(start, first, exists, frames, pixels, rows, BLOCK_T: tl.constexpr):
     return row[:, :, None], live[:, :, None]
 
 
-@triton.jit
+@jit
 def _origin(u, s, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr):
     """(BLOCK_C,): the first value of each channel, near which the others are."""
     value = tl.load(u + c, mask=c < CHANNELS, other=0.0).to(ACC)
@@ -61,7 +61,7 @@ def _origin(u, s, c, CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constex
     return value
 
 
-@triton.jit
+@jit
 def _statistics_kernel(
     u, s, counts, means, squares, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
@@ -98,7 +98,7 @@ def _statistics_kernel(
     tl.store(squares + line, square, mask=c < CHANNELS)
 
 
-@triton.jit
+@jit
 def _merge_kernel(
     counts, means, squares, u, s, mean, square, parts, divisor,
     CHANNELS: tl.constexpr, MOVED: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
@@ -137,12 +137,12 @@ def _merge_kernel(
     tl.store(square + c, tl.maximum(m2, 0.0) / divisor, mask=c < CHANNELS)
 
 
-@triton.jit
+@jit
 def _per_channel(values, c, CHANNELS: tl.constexpr, ACC: tl.constexpr):
     return tl.load(values + c, mask=c < CHANNELS, other=0.0).to(ACC)[None, None, :]
 
 
-@triton.jit
+@jit
 def _apply_kernel(
     u, s, weight, bias, mean, var, result, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
@@ -165,7 +165,7 @@ def _apply_kernel(
         tl.store(result + at, y.to(result.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _backward_sums_kernel(
     grad, u, s, weight, bias, mean, var, sums, products, eps, slope, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
@@ -195,7 +195,7 @@ def _backward_sums_kernel(
     tl.store(products + line, tl.sum(product, axis=0), mask=c < CHANNELS)
 
 
-@triton.jit
+@jit
 def _backward_kernel(
     grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds, eps, slope,
     count, frames, pixels, rows,

@@ -23,6 +23,7 @@ from polyfusion.kernels.triton.common import (
     block,
     capability,
     dense,
+    jit,
     launch,
     lay_out,
     project,
@@ -32,7 +33,7 @@ from polyfusion.kernels.triton.matmul import Product, multiply
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
-@triton.jit
+@jit
 def _factor(
     view, weight, rows, live, k, SIZE: tl.constexpr, RANK: tl.constexpr, PROJECTED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -52,7 +53,7 @@ def _factor(
     return x
 
 
-@triton.jit
+@jit
 def _core_kernel(
     view, weight, core, result, clips,
     SIZE: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr, PROJECTED: tl.constexpr,
@@ -81,7 +82,7 @@ def _core_kernel(
     )
 
 
-@triton.jit
+@jit
 def _forward_kernel(
     view, weight, per_clip, out, noise, result, frames, count, clip_stride,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, OUTPUTS: tl.constexpr,

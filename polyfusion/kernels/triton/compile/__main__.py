@@ -8,11 +8,12 @@ import sys
 
 import triton
 
+from polyfusion.dispatch import interpreted
 from polyfusion.kernels.triton.compile.gate import COLUMNS, compile_shipped
 
 
 def main(prefixes: tuple[str, ...]) -> None:
-    if triton.knobs.runtime.interpret:
+    if interpreted():
         raise SystemExit("Triton interprets its kernels here: set TRITON_INTERPRET=0")
     rows = ",\n".join(json.dumps(row) for row in compile_shipped(prefixes))
     about = json.dumps({"triton": triton.__version__, "columns": COLUMNS})
