@@ -57,9 +57,10 @@ def test_it_ends_the_same(words, tmp_path):
             process.wait(rng.uniform(0.1, 0.9) * seconds)
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 5
+        # 5 s on a free machine: a worker looks for its parent once it has imported its work
+        deadline = time.monotonic() + 15
         while processes(process.pid):
-            assert time.monotonic() < deadline, "a worker outlives its parent by 5 s"
+            assert time.monotonic() < deadline, "a worker outlives its parent"
             time.sleep(0.1)
     process = prepare(*command)
     assert process.wait(240) == 0, process.stderr.read()
