@@ -1,10 +1,13 @@
 """Processes end with the one that started them, whatever ended it."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 #: A parent with a loader's worker and two jobs: one at work, one in the first moments of its start.
 PARENT = """
@@ -57,7 +60,9 @@ def running(pid: int) -> bool:
 def test_jobs_and_loaders_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, script]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 3, parent.wait(60)
     parent.send_signal(signal.SIGKILL)
@@ -70,6 +75,6 @@ def test_jobs_and_loaders_end_with_a_parent_that_is_killed(tmp_path):
 
 def test_a_parent_that_fails_ends_with_its_loader():
     words = [sys.executable, "-c", FAILING]
-    failed = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    failed = subprocess.run(words, capture_output=True, text=True, timeout=30, cwd=ROOT)
     assert failed.returncode == 1
     assert failed.stderr.rstrip().endswith("ValueError: broken")
