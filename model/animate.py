@@ -74,7 +74,7 @@ def animate(config: AnimateConfig, ask: Callable[[str], str] | None = None) -> l
     for out in outs.values():
         _claim(out, config.overwrite, ask)
     animator = Animator(config.checkpoint, kernels=config.kernels, device=config.device)
-    _choose_threads(animator)
+    choose_threads(animator)
     made, failed = [], 0
     for photo in photos:
         try:
@@ -96,7 +96,7 @@ def animate(config: AnimateConfig, ask: Callable[[str], str] | None = None) -> l
     return made
 
 
-def _choose_threads(animator: Animator) -> None:
+def choose_threads(animator: Animator) -> None:
     """Take one thread for a small network, unless the user has chosen.
 
     With the weights that ship a second one made it 10 % faster on two idle cores, and three to ten

@@ -5,7 +5,8 @@ The table of what came out is kept in compiled_kernels.json; after a change to a
     TRITON_INTERPRET=0 \\
     python -m polyfusion.kernels.triton.compile > tests/library/compiled_kernels.json
 
-That takes ten minutes of a core. The tests compile every call for one of the capabilities.
+That takes ten minutes of a core. The tests compile of every call the first configurations, for one
+of the capabilities.
 """
 
 import json
@@ -45,7 +46,7 @@ def capabilities(row):
 def check(table):
     """No spills, shared memory that fits, and matrix instructions wherever a tile allows them."""
     assert tuple(table["columns"]) == COLUMNS
-    assert len(table["kernels"]) > 100
+    assert len(table["kernels"]) >= 100
     for row in table["kernels"]:
         for capability in capabilities(row):
             limit = SHARED_LIMIT[int(capability)]
@@ -86,12 +87,10 @@ def test_committed_table_is_true(compiled):
     table = json.loads(TABLE.read_text())
     if table["triton"] != triton.__version__:
         pytest.skip(f"the table is of triton {table['triton']}, this is {triton.__version__}")
-    sampled = {row["call"]: capabilities(row) for row in compiled["kernels"]}
-    assert sampled.keys() == {row["call"] for row in table["kernels"]}
-    assert set().union(*sampled.values()) == set(MATRIX_INSTRUCTION)
-    shared = {"call", "kernel", "config"}
-    expected = [
-        {key: row[key] for key in shared | sampled[row["call"]]} for row in table["kernels"]
-    ]
-    assert all(row in compiled["kernels"] for row in expected), RENEW
-    assert all(row in expected for row in compiled["kernels"]), RENEW
+    for row in compiled["kernels"]:
+        columns = {"call", "kernel", "config"} | capabilities(row)
+        expected = [{key: known[key] for key in columns} for known in table["kernels"]]
+        assert row in expected, RENEW
+    launched = {(row["call"], row["kernel"]) for row in compiled["kernels"]}
+    assert launched == {(row["call"], row["kernel"]) for row in table["kernels"]}, RENEW
+    assert set().union(*map(capabilities, compiled["kernels"])) == set(MATRIX_INSTRUCTION)

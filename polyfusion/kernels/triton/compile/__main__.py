@@ -2,8 +2,8 @@
 
 TRITON_INTERPRET=0 python -m polyfusion.kernels.triton.compile > tests/library/compiled_kernels.json
 
-Names of calls, or how they begin, compile those alone; --sample compiles each call for one of the
-capabilities, which takes a third of the ten minutes.
+Names of calls, or how they begin, compile those alone; --sample compiles the first configurations
+of each call, for one of the capabilities, which takes a sixth of the ten minutes.
 """
 
 import argparse
@@ -26,6 +26,6 @@ def main(prefixes: tuple[str, ...], sample: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("calls", nargs="*", help="calls to compile (default: all)")
-    parser.add_argument("--sample", action="store_true", help="one capability a call, in turn")
+    parser.add_argument("--sample", action="store_true", help="one of everything for each call")
     arguments = parser.parse_args()
     main(tuple(arguments.calls), arguments.sample)
