@@ -168,6 +168,7 @@ def test_second_order_in_triton(method):
         assert relative_error(found, expected) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["taps", "own"])
 def test_convolutions_are_registered(method):
     x = torch.randn(2, 3, 2, 1, requires_grad=True)
