@@ -11,6 +11,7 @@ from train.device import Batch, in_interpreter
 from train.trainer.base import BaseTrainer
 from train.trainer.losses import (
     bottom_half,
+    eyes_loss,
     fake_loss,
     generator_loss,
     l1_loss,
@@ -136,6 +137,9 @@ class Trainer(BaseTrainer):
             omega = self._omega()
             weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
             weighted = weighted + weights.l1_mouth * l1_mouth
+            if weights.l1_eyes and batch.eyes is not None:
+                terms["l1_eyes"] = eyes_loss(video.float(), batch.frames, batch.eyes)
+                weighted = weighted + weights.l1_eyes * terms["l1_eyes"]
             if self.model.lips is not None and batch.lips is not None:
                 with self.autocast:
                     foretold = self.model.lips(batch.speech, batch.context)
