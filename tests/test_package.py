@@ -59,7 +59,8 @@ def test_extras_hold_what_the_system_imports(folder):
     allowed = names(PROJECT["dependencies"] + asked)
     where = packages_distributions() | {"dlib": ["dlib-bin"]}  # its wheel does not name its module
     for module in imports(ROOT / folder) - {"polyfusion", *RUN_FROM_THE_CLONE}:
-        assert allowed & set(where.get(module, [])), f"{folder} imports {module}"
+        # gradio is not installed for the tests, but its distribution has the module's name
+        assert allowed & set(where.get(module, [module])), f"{folder} imports {module}"
 
 
 @dataclass(frozen=True)
