@@ -11,11 +11,14 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 CHOICES = ("auto", "eager", "triton", "cuda")
 """What ``kernels=`` can be."""
@@ -33,7 +36,17 @@ def check_choice(kernels: str) -> None:
         raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(map(repr, CHOICES))}")
 
 
-@torch.compiler.assume_constant_result
+def constant(function: F) -> F:
+    """Let ``torch.compile`` call a function while it traces, and keep the result.
+
+    As ``torch.compiler.assume_constant_result`` does, which would import the compiler: a second or
+    two for everybody who imports this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def triton_problem() -> str | None:
     """Why Triton cannot be used on this machine, or ``None`` if it can (found out once)."""
     return _find_triton_problem()

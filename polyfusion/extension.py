@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from polyfusion import build
+from polyfusion.dispatch import constant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _emulated = False
 
 
-@torch.compiler.assume_constant_result
+@constant
 @functools.cache
 def _load(emulated: bool) -> str | None:
     """Load the library; why that fails, or ``None``."""
