@@ -158,6 +158,17 @@ def test_architectures(monkeypatch):
         build.architectures()
 
 
+def test_a_library_is_found_whatever_architectures_are_asked_for_later(cache, monkeypatch):
+    """The variable may be set where the library is built and not where it is used."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    built = build.library_path()
+    built.touch()
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    assert build.find_library() == built != build.library_path()
+    build.library_path().touch()
+    assert build.find_library() == build.library_path()
+
+
 def test_cache_key(cache, monkeypatch):
     """A library is found again only for the same PyTorch, CUDA, architectures and sources."""
     first = build.library_path()
