@@ -378,7 +378,7 @@ def test_each_precision_switch_reaches_its_own_kernels(tf32, fp32_precision, mon
     ops.final_block(x, torch.randn(4, 3, 4, 4), kernels="triton").sum().backward()
     backends["conv"].conv(x.detach(), torch.randn(3, 4, 3, 3), 1, 1)
     views, factors = [torch.randn(1, 2, 3), torch.randn(1, 3)], [torch.randn(4, 2)] * 2
-    ops.cp_fusion(views, factors, torch.randn(2, 4), kernels="triton")
+    ops.cp_fusion(views, factors, torch.randn(5, 2), kernels="triton")
     assert [seen[name] - {None} for name in ("hadamard", "final", "conv")] == [
         {rounded[0]}, {rounded[1]}, {rounded[1]},
     ]  # fmt: skip

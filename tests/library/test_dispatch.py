@@ -69,7 +69,8 @@ def a_gpu(monkeypatch):
 
 
 def test_a_gpu_is_tried_once(a_gpu):
-    assert dispatch.triton_problem() is None and dispatch.triton_problem() is None
+    assert dispatch.triton_problem() is None
+    assert dispatch.triton_problem() is None
     assert a_gpu == [("triton", "trial")]
 
 
@@ -90,7 +91,7 @@ def test_a_failed_trial_falls_back(a_gpu, monkeypatch):
     assert "it needs a C compiler and Python's headers" in problem
     on_gpu = [SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=torch.float32)]
     assert resolve("auto", on_gpu) == "eager"
-    with pytest.raises(KernelsUnavailable, match="Python.h"):
+    with pytest.raises(KernelsUnavailable, match="fatal error"):
         resolve("triton", on_gpu)
 
 

@@ -98,7 +98,8 @@ def test_recurrent_layers_keep_float32_under_autocast():
         expected, last = nn.GRU.forward(layer, x)
         with torch.autocast("cpu", torch.bfloat16):
             found, found_last = layer(x.bfloat16())
-        assert torch.equal(found, expected) and torch.equal(found_last, last)
+        assert torch.equal(found, expected)
+        assert torch.equal(found_last, last)
 
 
 def test_frozen_encoders_keep_weights_and_statistics():

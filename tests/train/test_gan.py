@@ -146,7 +146,8 @@ def test_the_videos_gradient_is_summed_in_float32(monkeypatch):
 
     monkeypatch.setattr(t, "_logits", spy)
     t.step(batch(), torch.Generator().manual_seed(0))
-    assert seen and set(seen) == {(torch.float32, torch.float32)}
+    assert seen
+    assert set(seen) == {(torch.float32, torch.float32)}
 
 
 def test_learning_rates_fall_over_the_last_share_of_the_steps():
