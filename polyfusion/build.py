@@ -153,10 +153,15 @@ def _library_stem(emulated: bool) -> str:
     """How the names of libraries begin that differ in nothing but the architectures."""
     flags = HOST_FLAGS if emulated else DEVICE_FLAGS
     about = (torch.__version__, torch.version.cuda, platform.machine(), *flags, *BINDING_FLAGS)
+    return f"polyfusion_{'emulated' if emulated else 'cuda'}_{sources_digest(*about)}"
+
+
+def sources_digest(*about: str | None) -> str:
+    """A name for the contents of :func:`source_files`, and for what else a library depends on."""
     digest = hashlib.sha256(repr(about).encode())
     for source in source_files():
         digest.update(source.name.encode() + source.read_bytes())
-    return f"polyfusion_{'emulated' if emulated else 'cuda'}_{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 def installed_path() -> Path:
@@ -349,7 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.resources:
-            rows = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in resources().items()]
+            table = {"sources": sources_digest(), **resources()}
+            rows = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in table.items()]
             print("{\n" + ",\n".join(rows) + "\n}")
         else:
             print(build(options.emulated))
