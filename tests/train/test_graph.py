@@ -241,6 +241,7 @@ def recorded(monkeypatch):
     stream = type("Stream", (), {"wait_stream": lambda *_: None})()
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _stream: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", lambda *_a, **_o: contextlib.nullcontext())
 
