@@ -358,6 +358,18 @@ def test_a_gpu_keeps_activations_where_they_take_little(monkeypatch):
     assert not gan.fits(1, CPU)
 
 
+def test_learning_rates_that_lie_on_a_device_stay_there():
+    """A record reads them where they were."""
+    t = trainer(dataclasses.replace(CONFIG, anneal=0.5, code_rate=0.1))
+    groups = [group for optimizer in t.optimizers.values() for group in optimizer.param_groups]
+    for group in groups:
+        group["lr"] = torch.tensor(group["lr"])
+    places = [group["lr"] for group in groups]
+    t.anneal(0.75)
+    assert all(group["lr"] is place for group, place in zip(groups, places, strict=True))
+    assert [x.item() for x in places] == pytest.approx([g["initial_lr"] / 2 for g in groups])
+
+
 @pytest.fixture
 def on_gpu():
     if not torch.cuda.is_available():
