@@ -23,8 +23,10 @@ def norm(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
         if mean is None or var is None:
             mean, var = (u.new_zeros(u.shape[1], dtype=sum_dtype(u)) for _ in range(2))
         return y, mean, var
-    wide = [_accumulated(value, u) for value in (weight, bias, mean, var)]
-    y, batch_mean, invstd = torch.native_batch_norm(x, *wide, mean is None, 0.0, eps)
+    weight, bias, given_mean, given_var = (_wide(value, u) for value in (weight, bias, mean, var))
+    y, batch_mean, invstd = torch.native_batch_norm(
+        x, weight, bias, given_mean, given_var, mean is None, 0.0, eps
+    )
     y = lie_as(y.relu_() if slope == 0 else F.leaky_relu_(y, slope), u)
     if mean is not None and var is not None:
         return y, mean, var
@@ -52,7 +54,7 @@ def _shifted(u: Tensor, s: Tensor | None) -> Tensor:
     return (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
 
 
-def _accumulated(value: Tensor | None, u: Tensor) -> Any:
+def _wide(value: Tensor | None, u: Tensor) -> Any:
     """In the dtype of sums: PyTorch's normalisation takes no other, unless it is u's.
 
     And dense: beside channels-last maps it reads every vector as if its values were neighbours.
