@@ -16,13 +16,20 @@ from polyfusion.dispatch import backend, transformed
 
 
 def define(
-    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    function: Any = None,
 ) -> Callable[..., Any]:
     """Define ``polyfusion::name``, computed by ``run``; ``fake`` makes its results without values.
 
     Both take the arguments of the schema in its order. What is returned calls the operator, and
     raises ``NotImplementedError`` for an argument that carries a forward-mode derivative or belongs
     to a transform of ``torch.func``: PyTorch would take the derivative for zero.
+
+    Where nothing but autograd can tell the difference, it calls ``run`` itself, or the ``function``
+    of :func:`_differentiable`: PyTorch's dispatcher costs more time than a small operator takes.
     """
     operator = custom_op(f"polyfusion::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
@@ -30,9 +37,70 @@ def define(
     def call(*arguments: Any) -> Any:
         if transformed():
             _refuse_transformed(name, arguments)
+        if not _watched():
+            flat = flatten(arguments)
+            if all(_plain(x) for x in flat):
+                if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*flat)):
+                    return run(*arguments)
+                if function is not None:
+                    return function.apply(_sizes(arguments), *flat)
         return operator(*arguments)
 
     return call
+
+
+def _watched() -> bool:
+    """Whether somebody waits for operators: the compiler, a mode, a profiler."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _plain(x: Any) -> bool:
+    """Whether x is a tensor in the memory of a CPU or GPU, with nothing lazy, or is none."""
+    if not isinstance(x, Tensor):
+        return True
+    return type(x) in _OWN and not torch._C._dispatch_keys(x).raw_repr() & ~_KEYS
+
+
+_OWN = (Tensor, torch.nn.Parameter)
+_KEYS = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+for _key in ("CUDA", "AutogradCUDA", "AutocastCUDA"):
+    _KEYS |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()
+
+
+def _differentiable(
+    run: Callable[..., Any], save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> Any:
+    """The ``autograd.Function`` of an operator with ``save`` and ``backward`` as autograd's own.
+
+    It takes the :func:`_sizes` of the operator's arguments, and these in a flat list.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, sizes: Sequence[Any], *flat: Any) -> Any:
+            ctx.set_materialize_grads(False)
+            ctx.sizes, arguments = sizes, _nest(flat, sizes)
+            result = run(*arguments)
+            save(ctx, arguments, result)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            needs = ctx.needs_input_grad
+            if grads[0] is None:
+                return (None,) * len(needs)
+            ctx.needs_input_grad = _nest(needs[1:], ctx.sizes)  # as the operator's autograd has it
+            try:
+                return (None, *flatten(backward(ctx, *grads)))
+            finally:
+                ctx.needs_input_grad = needs
+
+    return Direct
 
 
 def _refuse_transformed(name: str, arguments: Sequence[Any]) -> None:
@@ -105,9 +173,6 @@ def register(
 
     given = ", ".join(filter(None, (operands, constants, "str kernels")))
     kept = ", ".join(filter(None, ("Tensor grad", operands, saved, "bool[] needs, str kernels")))
-    forward_op = define(
-        name, f"({given}) -> {returns}", forward, lambda *arguments: fake(*arguments[:-1])
-    )
     backward_op = define(
         f"{name}_backward", f"({kept}) -> Tensor[]", run_backward, run_fake_backward
     )
@@ -147,6 +212,13 @@ def register(
         second = [None if x is None else next(found) for x in aliases]
         return (second[0], *nest(second[1:], inputs), *[None] * (len(rest) + 2))
 
+    forward_op = define(
+        name,
+        f"({given}) -> {returns}",
+        forward,
+        lambda *arguments: fake(*arguments[:-1]),
+        _differentiable(forward, save, first_order),
+    )
     register_autograd(f"polyfusion::{name}", first_order, setup_context=save)
     register_autograd(f"polyfusion::{name}_backward", second_order, setup_context=save_backward)
     return forward_op
@@ -244,11 +316,19 @@ def flatten(operands: Sequence[Any]) -> list[Any]:
 
 def nest(flat: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     """The inverse of :func:`flatten` for operands nested as in ``like``."""
-    values, nested = iter(flat), []
-    for item in like:
-        lists = isinstance(item, (list, tuple))
-        nested.append([next(values) for _ in item] if lists else next(values))
-    return nested
+    return _nest(flat, _sizes(like))
+
+
+def _sizes(operands: Sequence[Any]) -> list[int | None]:
+    """The lengths of the lists among the operands, None for what is no list."""
+    return [len(x) if isinstance(x, (list, tuple)) else None for x in operands]
+
+
+def _nest(flat: Sequence[Any], sizes: Sequence[int | None]) -> list[Any]:
+    values = iter(flat)
+    return [
+        next(values) if size is None else [next(values) for _ in range(size)] for size in sizes
+    ]
 
 
 def _alias(x: Tensor | None) -> Any:
