@@ -20,7 +20,7 @@ def define(
     schema: str,
     run: Callable[..., Any],
     fake: Callable[..., Any],
-    function: Any = None,
+    differentiable: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define ``polyfusion::name``, computed by ``run``; ``fake`` makes its results without values.
 
@@ -28,8 +28,8 @@ def define(
     raises ``NotImplementedError`` for an argument that carries a forward-mode derivative or belongs
     to a transform of ``torch.func``: PyTorch would take the derivative for zero.
 
-    Where nothing but autograd can tell the difference, it calls ``run`` itself, or the ``function``
-    of :func:`_differentiable`: PyTorch's dispatcher costs more time than a small operator takes.
+    Where nothing but autograd can tell the difference, it calls ``run`` itself, or what
+    :func:`_differentiable` made of it: PyTorch's dispatcher takes longer than a small operator.
     """
     operator = custom_op(f"polyfusion::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
@@ -39,11 +39,11 @@ def define(
             _refuse_transformed(name, arguments)
         if not _watched():
             flat = flatten(arguments)
-            if all(_plain(x) for x in flat):
+            if _plain(flat):
                 if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*flat)):
                     return run(*arguments)
-                if function is not None:
-                    return function.apply(_sizes(arguments), *flat)
+                if differentiable is not None:
+                    return differentiable(_sizes(arguments), *flat)
         return operator(*arguments)
 
     return call
@@ -59,11 +59,14 @@ def _watched() -> bool:
     )
 
 
-def _plain(x: Any) -> bool:
-    """Whether x is a tensor in the memory of a CPU or GPU, with nothing lazy, or is none."""
-    if not isinstance(x, Tensor):
-        return True
-    return type(x) in _OWN and not torch._C._dispatch_keys(x).raw_repr() & ~_KEYS
+def _plain(values: Sequence[Any]) -> bool:
+    """Whether every tensor lies in the memory of a CPU or GPU, with nothing lazy about it."""
+    for x in values:
+        if isinstance(x, Tensor) and (
+            type(x) not in _OWN or torch._C._dispatch_keys(x).raw_repr() & ~_KEYS
+        ):
+            return False
+    return True
 
 
 _OWN = (Tensor, torch.nn.Parameter)
@@ -74,8 +77,8 @@ for _key in ("CUDA", "AutogradCUDA", "AutocastCUDA"):
 
 def _differentiable(
     run: Callable[..., Any], save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
-) -> Any:
-    """The ``autograd.Function`` of an operator with ``save`` and ``backward`` as autograd's own.
+) -> Callable[..., Any]:
+    """``run`` with a gradient, given ``save`` and ``backward`` as for ``register_autograd``.
 
     It takes the :func:`_sizes` of the operator's arguments, and these in a flat list.
     """
@@ -100,7 +103,9 @@ def _differentiable(
             finally:
                 ctx.needs_input_grad = needs
 
-    return Direct
+    # Without the search for tensors of torch.func, which are not plain.
+    apply: Callable[..., Any] = super(torch.autograd.Function, Direct).apply
+    return apply
 
 
 def _refuse_transformed(name: str, arguments: Sequence[Any]) -> None:
@@ -311,7 +316,13 @@ _ONE = object()
 
 def flatten(operands: Sequence[Any]) -> list[Any]:
     """The operands, and those inside lists, in one list."""
-    return [x for item in operands for x in (item if isinstance(item, (list, tuple)) else [item])]
+    flat: list[Any] = []
+    for x in operands:
+        if isinstance(x, (list, tuple)):
+            flat.extend(x)
+        else:
+            flat.append(x)
+    return flat
 
 
 def nest(flat: Sequence[Any], like: Sequence[Any]) -> list[Any]:
@@ -326,9 +337,7 @@ def _sizes(operands: Sequence[Any]) -> list[int | None]:
 
 def _nest(flat: Sequence[Any], sizes: Sequence[int | None]) -> list[Any]:
     values = iter(flat)
-    return [
-        next(values) if size is None else [next(values) for _ in range(size)] for size in sizes
-    ]
+    return [next(values) if size is None else [next(values) for _ in range(size)] for size in sizes]
 
 
 def _alias(x: Tensor | None) -> Any:
