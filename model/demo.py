@@ -9,7 +9,6 @@ lies in a temporary folder that goes when the page is closed or the command ends
 
 import inspect
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -242,7 +241,6 @@ def serve(config: DemoConfig) -> None:
             raise UserError(
                 f"--host {config.host} --port {config.port}: {one_line(error)}"
             ) from None
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         print(f"the page is at {page.local_url}; Ctrl-C ends it", flush=True)
         page.block_thread()
 

@@ -9,6 +9,7 @@ from model.config import ModelConfig
 from model.convolution import HalvingConv2d
 from model.encoders import AudioWindowEncoder, audio_windows
 from model.init import gaussian_init
+from model.recurrent import GRU
 from polyfusion.nn import NormActivation
 
 SLOPE = 0.2
@@ -67,7 +68,7 @@ class SequenceDiscriminator(nn.Module):
         self.head = nn.Conv3d(widths[-1], dim, (1, *config.bottom), bias=False)
         self.window, self.stride = config.window, config.samples_per_frame
         self.audio = AudioWindowEncoder(config.sample_rate, dim, max(config.audio_dim // 16, 1))
-        self.rnn = nn.GRU(2 * dim, dim, batch_first=True)
+        self.rnn = GRU(2 * dim, dim, batch_first=True)
         self.classify = nn.Linear(dim, 1)
 
     def forward(self, frames: Tensor, audio: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.convolution import HalvingConv2d
+from model.recurrent import GRU
 from polyfusion.nn import NormActivation
 
 
@@ -85,7 +86,7 @@ class AudioEncoder(nn.Module):
         self.window, self.stride = config.window, config.samples_per_frame
         a = config.audio_dim
         self.windows = AudioWindowEncoder(config.sample_rate, a, a // 16)
-        self.rnn = nn.GRU(a, a, config.audio_layers, batch_first=True)
+        self.rnn = GRU(a, a, config.audio_layers, batch_first=True)
 
     def forward(self, audio: Tensor) -> Tensor:
         windows = audio_windows(audio, self.window, self.stride)  # (B, T, W)
@@ -99,7 +100,7 @@ class NoiseEncoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.dim, self.std = config.noise_dim, config.noise_std
-        self.rnn = nn.GRU(self.dim, self.dim, batch_first=True)
+        self.rnn = GRU(self.dim, self.dim, batch_first=True)
 
     def sample(self, batch: int, frames: int, rng: torch.Generator | None = None) -> Tensor:
         """Draw e (B, T, n) ~ N(0, σ²), on the CPU so that every device sees the same."""

@@ -13,6 +13,7 @@ from torch import Tensor
 RATE = 0.3  # blinks a second
 SECONDS = (0.24, 0.4)  # from the first frame that closes to the first that is open again
 PAUSE = 0.6  # s between two blinks, and before the first
+SPREAD = 0.25  # the usual standard deviation of the closing over a clip with a blink
 CLOSING = 0.3  # share of a blink in which the lids fall; they rise in the rest, more slowly
 
 

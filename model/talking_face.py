@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from model.composition import Composition
 from model.config import ModelConfig
 from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder
+from model.eyes import SPREAD as EYES_SPREAD
 from model.eyes import draw_eye_closure
 from model.generator import Generator
 from model.init import gaussian_init
@@ -107,7 +108,7 @@ class TalkingFace(nn.Module):
         if self.config.eyes:
             if eyes is None:
                 eyes = draw_eye_closure(batch, frames, self.config.fps, rng)
-            noise = torch.cat([noise, eyes.to(noise).unsqueeze(-1)], -1)
+            noise = torch.cat([noise, eyes.to(noise).unsqueeze(-1) / EYES_SPREAD], -1)
         if self.config.fuse_noise:
             fused = self.fusion(speech, identity, noise)
         else:

@@ -145,13 +145,23 @@ def source_files() -> list[Path]:
 
 def library_path(emulated: bool = False) -> Path:
     """Where the library for these sources, this PyTorch, CUDA and architectures is, or will be."""
-    flags = HOST_FLAGS if emulated else (*DEVICE_FLAGS, *generate_code(architectures()))
+    built_for = "host" if emulated else "-".join(architectures())
+    return cache_directory() / f"{_library_stem(emulated)}_{built_for}.so"
+
+
+def _library_stem(emulated: bool) -> str:
+    """How the names of libraries begin that differ in nothing but the architectures."""
+    flags = HOST_FLAGS if emulated else DEVICE_FLAGS
     about = (torch.__version__, torch.version.cuda, platform.machine(), *flags, *BINDING_FLAGS)
+    return f"polyfusion_{'emulated' if emulated else 'cuda'}_{sources_digest(*about)}"
+
+
+def sources_digest(*about: str | None) -> str:
+    """A name for the contents of :func:`source_files`, and for what else a library depends on."""
     digest = hashlib.sha256(repr(about).encode())
     for source in source_files():
         digest.update(source.name.encode() + source.read_bytes())
-    name = "emulated" if emulated else "cuda"
-    return cache_directory() / f"polyfusion_{name}_{digest.hexdigest()[:16]}.so"
+    return digest.hexdigest()[:16]
 
 
 def installed_path() -> Path:
@@ -160,7 +170,11 @@ def installed_path() -> Path:
 
 
 def find_library(emulated: bool = False) -> Path | None:
-    """A library that is built and up to date, or None."""
+    """A library that is built and up to date, or None.
+
+    One that was built for the architectures asked for now comes first, then any: the variable that
+    names them may be set where a library is built and not where it is used.
+    """
     installed, sources = installed_path(), source_files()
     if not emulated and installed.is_file():
         if SOURCES == SHIPPED:  # both from one wheel, and an installer may have changed their times
@@ -170,8 +184,8 @@ def find_library(emulated: bool = False) -> Path | None:
             return installed
     if not sources:
         return None
-    path = library_path(emulated)
-    return path if path.is_file() else None
+    others = sorted(cache_directory().glob(f"{_library_stem(emulated)}_*.so"))
+    return next((path for path in [library_path(emulated), *others] if path.is_file()), None)
 
 
 def device_steps(directory: Path, capabilities: Sequence[str]) -> list[Step]:
@@ -273,9 +287,9 @@ def build(
     """
     from filelock import FileLock, Timeout  # a requirement of PyTorch's
 
-    if found := find_library(emulated):
-        return found
     path = library_path(emulated)
+    if (found := find_library(emulated)) in (path, installed_path()):
+        return found
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     try:
@@ -340,7 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.resources:
-            rows = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in resources().items()]
+            table = {"sources": sources_digest(), **resources()}
+            rows = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in table.items()]
             print("{\n" + ",\n".join(rows) + "\n}")
         else:
             print(build(options.emulated))

@@ -11,14 +11,19 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 CHOICES = ("auto", "eager", "triton", "cuda")
 """What ``kernels=`` can be."""
+YES = ("1", "true", "yes", "on", "y")
+"""Values of ``TRITON_INTERPRET`` that ask for the interpreter."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What every operator computes in."""
 
@@ -33,7 +38,17 @@ def check_choice(kernels: str) -> None:
         raise ValueError(f"kernels={kernels!r}: expected one of {', '.join(map(repr, CHOICES))}")
 
 
-@torch.compiler.assume_constant_result
+def constant(function: F) -> F:
+    """Let ``torch.compile`` call a function while it traces, and keep the result.
+
+    As ``torch.compiler.assume_constant_result`` does, which would import the compiler: a second or
+    two for everybody who imports this package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def triton_problem() -> str | None:
     """Why Triton cannot be used on this machine, or ``None`` if it can (found out once)."""
     return _find_triton_problem()
@@ -43,15 +58,34 @@ def triton_problem() -> str | None:
 def _find_triton_problem() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; install it with `pip install triton` (Linux only)"
+    asked = os.environ.get("TRITON_INTERPRET", "").lower()
     if torch.cuda.is_available():
-        return None
+        if asked in YES:
+            return f"TRITON_INTERPRET={asked} would interpret the kernels; unset it on a GPU"
+        return _find_trial_problem()
     try:
         import triton  # noqa: F401
     except Exception as error:
         return f"Triton does not import: {error}"
-    if os.environ.get("TRITON_INTERPRET", "1").lower() in ("1", "true", "yes", "on", "y"):
+    if asked in ("", *YES):
         return None
     return "there is no CUDA device; set TRITON_INTERPRET=1 to run the kernels in the interpreter"
+
+
+def _find_trial_problem() -> str | None:
+    """Why a kernel of one line cannot be compiled and launched here, or ``None`` if it can.
+
+    The launch itself is compiled by the machine's C compiler, with Python's headers.
+    """
+    try:
+        backend("triton", "trial").launch()
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[-1]
+        return (
+            f"a trial launch of Triton failed ({type(error).__name__}: {line}); "
+            "it needs a C compiler and Python's headers (gcc, python3-dev)"
+        )
+    return None
 
 
 def interpreted() -> bool:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from polyfusion import build
+from polyfusion.dispatch import constant
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _emulated = False
 
 
-@torch.compiler.assume_constant_result
+@constant
 @functools.cache
 def _load(emulated: bool) -> str | None:
     """Load the library; why that fails, or ``None``."""
@@ -32,7 +33,22 @@ def _load(emulated: bool) -> str | None:
         torch.ops.load_library(str(library))
     except OSError as error:
         return f"the CUDA extension {library} does not load: {error}; delete it and build it again"
+    if not emulated and torch.cuda.is_available():
+        try:
+            _try()
+        except RuntimeError as error:
+            return (
+                f"a trial launch of the CUDA extension {library} failed: "
+                f"{str(error).strip().splitlines()[0]}; build it for this GPU with "
+                f"`{build.COMMAND}`, which takes architectures from TORCH_CUDA_ARCH_LIST"
+            )
     return None
+
+
+def _try() -> None:
+    """Launch a kernel on one value; a library for other architectures has none for this GPU."""
+    x, weight = torch.zeros(1, 1, 1, 1, device="cuda"), torch.zeros(1, 1, 4, 4, device="cuda")
+    torch.ops.polyfusion_cuda.final_forward(x, weight, False).cpu()
 
 
 @contextlib.contextmanager

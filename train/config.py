@@ -91,6 +91,10 @@ class LossConfig:
     l1_mouth: float = 0.0
     """Weight of the mean absolute error in the mouth's box, on top of the bottom half's. Not in the
     paper."""
+    l1_eyes: float = 0.0
+    """Weight of the mean absolute error in the eyes' box of each frame as far as its eyes are
+    closed, for a model with --model.eyes: closed eyes are too rare to count for anything else. Not
+    in the paper."""
     drawn: float = 0.0
     """Weight of the share of the frames that is drawn instead of taken from the still, for a model
     with --model.composition mask or warp. What is drawn where nothing moves is learned by heart,
@@ -114,6 +118,7 @@ class LossConfig:
             "l1",
             "l1_top",
             "l1_mouth",
+            "l1_eyes",
             "drawn",
             "lips",
             "omega",

@@ -1,7 +1,7 @@
 """What the backends agree on: the dtype of sums, how maps lie in memory, a convolution's size."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ class Norm(NamedTuple):
 def sum_dtype(x: Tensor) -> torch.dtype:
     """The dtype of sums and statistics: float64 for doubles, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def tf32(convolution: bool = False) -> bool:
+    """Whether products of float32 may round their operands to TF32, by PyTorch's two switches.
+
+    ``torch.backends.cuda.matmul.fp32_precision`` is for products, and for a ``convolution``
+    ``torch.backends.cudnn.conv.fp32_precision``, which is "tf32" unless somebody changes it.
+    """
+    backends: Any = torch.backends
+    switch = backends.cudnn.conv if convolution else backends.cuda.matmul
+    return bool(switch.fp32_precision == "tf32")
 
 
 def per_clip(frames: Tensor, clips: int) -> Tensor:

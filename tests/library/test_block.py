@@ -1,5 +1,6 @@
 """The generator's blocks: values and gradients against the published form, memory, messages."""
 
+import importlib
 import itertools
 
 import pytest
@@ -354,6 +355,33 @@ def test_blocks_in_another_precision(dtype):
     y.sum().backward()
     assert all(p.grad.dtype == dtype for p in [x, *block.parameters()])
     assert block.eval()(x).dtype == dtype
+
+
+@pytest.mark.parametrize("tf32", ["products", "convolutions"])
+def test_each_precision_switch_reaches_its_own_kernels(tf32, fp32_precision, monkeypatch):
+    """PyTorch has one switch for products and one for convolutions, with other defaults."""
+    names = ("conv", "final", "hadamard")
+    backends = {
+        name: importlib.import_module(f"polyfusion.kernels.triton.{name}") for name in names
+    }
+    seen = {}
+    for module, backend in backends.items():
+
+        def spy(kernel, *rest, module=module, launch=backend.launch, **constants):
+            seen.setdefault(module, set()).add(constants.get("PRECISION"))
+            return launch(kernel, *rest, **constants)
+
+        monkeypatch.setattr(backend, "launch", spy)
+    rounded = {"products": ("tf32", "ieee"), "convolutions": ("ieee", "tf32")}[tf32]
+    fp32_precision(*rounded)
+    x = torch.randn(2, 4, 4, 3, requires_grad=True)
+    ops.final_block(x, torch.randn(4, 3, 4, 4), kernels="triton").sum().backward()
+    backends["conv"].conv(x.detach(), torch.randn(3, 4, 3, 3), 1, 1)
+    views, factors = [torch.randn(1, 2, 3), torch.randn(1, 3)], [torch.randn(4, 2)] * 2
+    ops.cp_fusion(views, factors, torch.randn(5, 2), kernels="triton")
+    assert [seen[name] - {None} for name in ("hadamard", "final", "conv")] == [
+        {rounded[0]}, {rounded[1]}, {rounded[1]},
+    ]  # fmt: skip
 
 
 def test_published_weights():

@@ -32,12 +32,14 @@ def emulated(poisoned_memory):
     context.__exit__(None, None, None)
 
 
+@pytest.fixture(autouse=True)
+def ieee(fp32_precision):
+    fp32_precision("ieee")
+
+
 @pytest.fixture
-def tf32():
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
-    yield
-    matmul.fp32_precision = before
+def tf32(ieee, fp32_precision):
+    fp32_precision("tf32")
 
 
 def check(problem, tolerance=None):

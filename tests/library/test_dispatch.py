@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from polyfusion import info, ops
+from polyfusion import dispatch, extension, info, ops
 from polyfusion.dispatch import DTYPES, KernelsUnavailable, resolve
 from tests.library.helpers import FORMS, make_problem
 
@@ -52,11 +54,70 @@ def test_no_interpreter_when_asked_not_to():
     assert run(code, None).strip() == "None"
 
 
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """What is found out about kernels when there is a GPU, and again when it is gone."""
+    dispatch._find_triton_problem.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    launched = []
+    monkeypatch.setattr(
+        dispatch, "backend", lambda *name: SimpleNamespace(launch=lambda: launched.append(name))
+    )
+    yield launched
+    dispatch._find_triton_problem.cache_clear()
+
+
+def test_a_gpu_is_tried_once(a_gpu):
+    assert dispatch.triton_problem() is None
+    assert dispatch.triton_problem() is None
+    assert a_gpu == [("triton", "trial")]
+
+
+def test_no_interpreter_on_a_gpu(a_gpu, monkeypatch):
+    """A variable that was left over from a test would make every step a thousand times slower."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET=1 would interpret the kernels; unset it" in dispatch.triton_problem()
+    assert not a_gpu
+
+
+def test_a_failed_trial_falls_back(a_gpu, monkeypatch):
+    def launch():
+        raise RuntimeError("running the launcher:\nfatal error: Python.h: No such file")
+
+    monkeypatch.setattr(dispatch, "backend", lambda *name: SimpleNamespace(launch=launch))
+    problem = dispatch.triton_problem()
+    assert "RuntimeError: fatal error: Python.h: No such file" in problem
+    assert "it needs a C compiler and Python's headers" in problem
+    on_gpu = [SimpleNamespace(device=torch.device("cuda"), is_cuda=True, dtype=torch.float32)]
+    assert resolve("auto", on_gpu) == "eager"
+    with pytest.raises(KernelsUnavailable, match="fatal error"):
+        resolve("triton", on_gpu)
+
+
+def test_an_extension_for_another_gpu_is_refused(monkeypatch):
+    def launch():
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(extension.build, "find_library", lambda emulated: Path("built.so"))
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(extension, "_try", launch)
+    extension._load.cache_clear()
+    try:
+        assert "built.so failed: CUDA error: no kernel image is available; build it for" in (
+            extension.problem() or ""
+        )
+    finally:
+        extension._load.cache_clear()
+
+
 #: Our kernel runs interpreted and another's kernel is still there to be compiled, Triton's own
 #: functions with it; children would see the environment that this process was given.
 FOREIGN = """
 import os, {first}
 import torch, triton, triton.language as tl
+import torch._dynamo  # PyTorch's own, which sets a variable
 from polyfusion import nn
 before = dict(os.environ)
 @triton.jit

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from model import Discriminators, ModelConfig, TalkingFace
 from model.encoders import AudioEncoder, IdentityEncoder, NoiseEncoder, audio_windows
@@ -28,6 +29,7 @@ def test_paper_sizes_equal_the_published_counts():
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_animates_and_every_parameter_gets_a_gradient(fusion):
+    torch.manual_seed(0)  # some draws leave a ReLU of these few without a gradient
     model = TalkingFace(SMALL, fusion)
     still, audio = inputs(SMALL)
     frames = model(still, audio, torch.Generator().manual_seed(0))
@@ -84,6 +86,20 @@ def test_sequence_discriminator_hears_and_sees_order():
     logits = d(video, audio)
     assert (logits - d(video, audio.flip(0))).abs().max() > 1e-5
     assert (logits - d(video.flip(1), audio)).abs().max() > 1e-5
+
+
+def test_recurrent_layers_keep_float32_under_autocast():
+    """A GPU's autocast runs PyTorch's own in float16, where gradients overflow."""
+    model, d = TalkingFace(SMALL), Discriminators(SMALL)
+    recurrent = [m for part in (model, d) for m in part.modules() if isinstance(m, nn.GRU)]
+    assert len(recurrent) == 3
+    for layer in recurrent:
+        x = torch.randn(2, 5, layer.input_size).bfloat16().float()
+        expected, last = nn.GRU.forward(layer, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found, found_last = layer(x.bfloat16())
+        assert torch.equal(found, expected)
+        assert torch.equal(found_last, last)
 
 
 def test_frozen_encoders_keep_weights_and_statistics():

@@ -17,7 +17,7 @@ from train.device import to_device
 from train.export import ExportConfig, export
 from train.files import write_json
 from train.run.checkpoint import load_run, save_checkpoint
-from train.trainer.losses import mouth_box
+from train.trainer.losses import eyes_box, eyes_loss, mouth_box
 
 
 @pytest.fixture
@@ -179,3 +179,26 @@ def test_the_mouths_box():
     frames[..., 76:109, 26:72] = 1
     assert mouth_box(frames).min() == 1
     assert mouth_box(frames).sum() == frames.sum()
+
+
+def test_closed_eyes_count_as_far_as_they_are_closed():
+    real = torch.zeros(2, 3, 3, 128, 96)
+    generated = real.clone()
+    generated[..., 35:55, 18:80] = 0.5  # the eyes' box
+    generated[..., 90:, :] = 9.0
+    assert eyes_box(generated).mean() == 0.5
+    closure = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.5, 0.0]])
+    assert eyes_loss(generated, real, closure).item() == pytest.approx(0.5 * 1.5 / 6)
+    assert eyes_loss(generated, real, 0 * closure) == 0
+
+
+def test_the_eyes_are_learned_where_they_are_known():
+    loss = dataclasses.replace(CONFIG.loss, l1_eyes=100.0)
+    config = dataclasses.replace(
+        CONFIG, loss=loss, model=dataclasses.replace(CONFIG.model, eyes=True)
+    )
+    item, rng = batch(config), torch.Generator().manual_seed(0)
+    assert "loss/l1_eyes" not in trainer(config).step(item, rng)
+    item.eyes = torch.full(item.frames.shape[:2], 0.5)
+    terms = trainer(config).step(item, rng)
+    assert 0 < terms["loss/l1_eyes"] < 1

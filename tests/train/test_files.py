@@ -1,13 +1,17 @@
 """Files that appear whole or not at all, and errors in one line."""
 
 import io
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from train.data.prepared import DataError
 from train.errors import UserError, one_line, run
 from train.files import TEMPORARY, replacing, write_atomically, write_json
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
@@ -60,3 +64,23 @@ def test_a_mistake_is_one_line_whoever_made_it(capsys):
 
     assert run(stopped, "all is lost") == 130
     assert capsys.readouterr().err == "stopped; all is lost\n"
+
+
+def test_a_command_that_is_terminated_leaves_no_temporary(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from train.errors import run; from train.files import replacing\n"
+        "def write():\n"
+        "    with replacing(Path(sys.argv[1])) as path:\n"
+        "        path.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+        "sys.exit(run(write))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "result.txt")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.terminate()
+        assert process.wait(20) == 143
+        assert process.stderr.read() == "stopped; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []

@@ -133,6 +133,23 @@ def test_bf16_autocast_trains():
     assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
 
 
+def test_the_videos_gradient_is_summed_in_float32(monkeypatch):
+    """In bfloat16 what the L1 adds would be lost beside a larger gradient of a discriminator."""
+    t = trainer(dataclasses.replace(CONFIG, precision="bf16"))
+    seen = []
+    logits = t._logits
+
+    def spy(name, data, choice, video):
+        if video.requires_grad:
+            video.register_hook(lambda grad: seen.append((video.dtype, grad.dtype)))
+        return logits(name, data, choice, video)
+
+    monkeypatch.setattr(t, "_logits", spy)
+    t.step(batch(), torch.Generator().manual_seed(0))
+    assert seen
+    assert set(seen) == {(torch.float32, torch.float32)}
+
+
 def test_learning_rates_fall_over_the_last_share_of_the_steps():
     t = trainer(dataclasses.replace(CONFIG, anneal=0.5))
     rates = []

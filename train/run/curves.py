@@ -3,11 +3,6 @@
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
 from train.files import replacing
 from train.run.directory import read_metrics
 
@@ -21,8 +16,11 @@ PANELS = {
 
 def write_curves(run: Path) -> Path:
     """Draw RUN/curves.png from RUN/metrics.jsonl; return its path."""
+    from matplotlib.figure import Figure  # once a run, and a second to import
+
     lines = read_metrics(run)
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3), layout="constrained")
+    figure = Figure(figsize=(4 * len(PANELS), 3), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
     for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
@@ -36,7 +34,6 @@ def write_curves(run: Path) -> Path:
     path = run / "curves.png"
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)
     return path
 
 

@@ -11,6 +11,7 @@ from train.device import Batch, in_interpreter
 from train.trainer.base import BaseTrainer
 from train.trainer.losses import (
     bottom_half,
+    eyes_loss,
     fake_loss,
     generator_loss,
     l1_loss,
@@ -118,7 +119,8 @@ class Trainer(BaseTrainer):
             terms[f"d_{name}"] = term.detach()
 
         self.discriminators.requires_grad_(False)
-        video = fake.detach().requires_grad_()  # every term leaves its gradient here, in turn
+        # Every term leaves its gradient here, in turn; the sum is in float32, whatever fake is in.
+        video = fake.detach().float().requires_grad_()
         total = torch.zeros((), device=self.device)
         for name in asked:
             with self.section(f"{name} discriminator"):
@@ -130,12 +132,15 @@ class Trainer(BaseTrainer):
         self.discriminators.requires_grad_(True)
         self.optimizers["generator"].zero_grad(set_to_none=True)
         with self.section("other losses"):
-            l1 = l1_loss(bottom_half(video.float()), bottom_half(batch.frames))
-            l1_top = l1_loss(top_half(video.float()), top_half(batch.frames))
-            l1_mouth = l1_loss(mouth_box(video.float()), mouth_box(batch.frames))
+            l1 = l1_loss(bottom_half(video), bottom_half(batch.frames))
+            l1_top = l1_loss(top_half(video), top_half(batch.frames))
+            l1_mouth = l1_loss(mouth_box(video), mouth_box(batch.frames))
             omega = self._omega()
             weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
             weighted = weighted + weights.l1_mouth * l1_mouth
+            if weights.l1_eyes and batch.eyes is not None:
+                terms["l1_eyes"] = eyes_loss(video, batch.frames, batch.eyes)
+                weighted = weighted + weights.l1_eyes * terms["l1_eyes"]
             if self.model.lips is not None and batch.lips is not None:
                 with self.autocast:
                     foretold = self.model.lips(batch.speech, batch.context)
@@ -143,7 +148,7 @@ class Trainer(BaseTrainer):
                 weighted = weighted + weights.lips * terms["lips"]
             weighted.backward()
         ends = [fake]
-        slopes: list[Tensor | None] = [video.grad]
+        slopes: list[Tensor | None] = [None if video.grad is None else video.grad.to(fake.dtype)]
         drawn = self.model.composition.drawn
         if drawn is not None:
             terms["drawn"] = drawn.detach()

@@ -2,15 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from polyfusion.dispatch import KernelsUnavailable
-
-
-def tf32() -> bool:
-    """Whether products of float32 may round their operands to tf32."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def check_two(views: Sequence[Tensor]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from polyfusion.extension import operators
-from polyfusion.kernels.cuda.common import bits, check_two, tf32
+from polyfusion.kernels.cuda.common import bits, check_two
+from polyfusion.kernels.layout import tf32
 
 
 def cp_forward(

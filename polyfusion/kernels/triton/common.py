@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from polyfusion.dispatch import interpreted
-from polyfusion.kernels.layout import sum_dtype
+from polyfusion.kernels.layout import sum_dtype, tf32
 
 _TYPES = {
     torch.float16: tl.float16,
@@ -82,14 +82,14 @@ def capability(tensor: Tensor) -> int | None:
     return 10 * major + minor
 
 
-def arithmetic(tensor: Tensor) -> dict[str, Any]:
+def arithmetic(tensor: Tensor, convolution: bool = False) -> dict[str, Any]:
     """Constants of a kernel on this tensor: dtype of operands and of sums, precision of products.
 
     The interpreter cannot compute in half precision, so operands are raised to float32 there.
     """
     dtype, total = _TYPES[tensor.dtype], _TYPES[sum_dtype(tensor)]
     precision = "ieee"
-    if dtype == tl.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if dtype == tl.float32 and tf32(convolution):
         precision = "tf32"
     operands = total if capability(tensor) is None else dtype
     return {"COMPUTE": operands, "ACC": total, "PRECISION": precision}

@@ -208,7 +208,7 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
     """Gradient (out, in, k, k) of :func:`conv` in its weight; ``grad`` is that of its result."""
     x, grad = channels_last(x), channels_last(grad)
     (frames, in_channels, in_h, in_w), (_, out_channels, out_h, out_w) = x.shape, grad.shape
-    constants = arithmetic(x)
+    constants = arithmetic(x, convolution=True)
 
     def run(tile: Tile) -> Tensor:
         across = cdiv(in_channels, tile["BLOCK_I"])
@@ -251,7 +251,7 @@ def _convolve(
     else:
         out_stride, in_stride, *taps = weight.stride()
         out_channels = weight.shape[0]
-    constants = arithmetic(x)
+    constants = arithmetic(x, convolution=True)
     total = {"dtype": sum_dtype(x)}
 
     def run(tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:

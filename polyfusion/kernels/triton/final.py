@@ -135,7 +135,7 @@ def final_forward(x: Tensor, weight: Tensor) -> Tensor:
     n, channels, height, width = x.shape
     out = weight.shape[1]
     result = empty_channels_last(x, n, out, 2 * height, 2 * width)
-    constants, weight = arithmetic(x), weight.contiguous()
+    constants, weight = arithmetic(x, convolution=True), weight.contiguous()
     rows = n * height * width
 
     def run(tile: Tile) -> Tensor:
@@ -154,7 +154,7 @@ def final_backward(grad: Tensor, x: Tensor, weight: Tensor, y: Tensor) -> list[T
     grad, x, y = channels_last(grad), channels_last(x), channels_last(y)
     n, channels, height, width = x.shape
     out, rows = weight.shape[1], n * height * width
-    constants, weight = arithmetic(x), weight.contiguous()
+    constants, weight = arithmetic(x, convolution=True), weight.contiguous()
     dx = torch.empty_like(x)
 
     def run(tile: Tile) -> list[Tensor]:

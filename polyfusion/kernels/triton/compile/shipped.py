@@ -37,16 +37,19 @@ def ship(
     """
     key = f"{name}_{str(dtype).removeprefix('torch.')}"
     shown = operators if dtype == torch.bfloat16 else ()
-    SHIPPED[key] = Shipped(call, dtype != torch.float16, shown)
+    SHIPPED[key] = Shipped(lambda: _in("ieee", call), dtype != torch.float16, shown)
     if tf32 and dtype == torch.float32:
-        SHIPPED[f"{name}_tf32"] = Shipped(lambda: _with_tf32(call), True, ())
+        SHIPPED[f"{name}_tf32"] = Shipped(lambda: _in("tf32", call), True, ())
 
 
-def _with_tf32(call: Callable[[], Any]) -> None:
-    """Call with float32 products in TensorFloat-32."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+def _in(precision: str, call: Callable[[], Any]) -> None:
+    """Call with products of float32 in this precision."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = precision
     try:
         call()
     finally:
-        matmul.fp32_precision = before
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
