@@ -12,7 +12,6 @@ from string import ascii_lowercase
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -22,10 +21,13 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     dense,
     jit,
     launch,
     lay_out,
+    next_power_of_2,
+    planned,
     project,
     uses_tensor_cores,
 )
@@ -162,6 +164,14 @@ def options(
     return Options(f"tucker {kernel}", tuple(sizes.values()), tiles)
 
 
+@planned
+def _plan(tensors: Sequence[Tensor], kernel: str, **sizes: int) -> tuple[dict[str, Any], Options]:
+    """Constants of the ``"core"`` or ``"forward"`` kernel, and what to choose from."""
+    (core,) = tensors
+    constants = arithmetic(core)
+    return constants, options(kernel, sizes, core, constants)
+
+
 class _Groups:
     """The views with frames and those without, and the core as (k_1, K_f, K_c) to match."""
 
@@ -213,7 +223,6 @@ def tucker_forward(
     result = out.new_empty((*groups.rows.leading, outputs + extra))
     if not result.numel():
         return result
-    constants = arithmetic(out)
 
     per_clip, stride, clips, frames = core, 0, groups.rows.clips, groups.rows.frames
     if groups.still:
@@ -224,34 +233,38 @@ def tucker_forward(
             per_clip = core.new_empty(clips, stride)
             launch(
                 _core_kernel,
-                (triton.cdiv(stride, tile["BLOCK_W"]), triton.cdiv(clips, tile["BLOCK_B"])),
+                (cdiv(stride, tile["BLOCK_W"]), cdiv(clips, tile["BLOCK_B"])),
                 view, factor, core, per_clip, clips,
                 RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
             )
             return per_clip
 
-        sizes = {"B": clips, "W": stride, "K": clip_width, "D": view.shape[1]}
-        per_clip = tuned(options("core", sizes, core, constants), core, constants, run_core)
+        constants, choice = _plan(
+            (core,), "core", B=clips, W=stride, K=clip_width, D=view.shape[1]
+        )
+        per_clip = tuned(choice, core, constants, run_core)
 
     view, factor, kind = groups.operand(groups.framed)
     count = groups.rows.count
-    sizes = {"T": frames if groups.still else count, "M": outputs, "I": inner, "J": width}
+    rows = frames if groups.still else count
     noise = out if noise is None else noise.contiguous()
 
     def run(tile: Tile) -> Tensor:
         each, number = frames, clips
         if not groups.still:  # any cut of the rows will do
-            each, number = tile["BLOCK_T"], triton.cdiv(count, tile["BLOCK_T"])
-        across = max(1, triton.cdiv(outputs, tile["BLOCK_M"]))
+            each, number = tile["BLOCK_T"], cdiv(count, tile["BLOCK_T"])
+        across = max(1, cdiv(outputs, tile["BLOCK_M"]))
         launch(
-            _forward_kernel, (number * triton.cdiv(each, tile["BLOCK_T"]), across),
+            _forward_kernel, (number * cdiv(each, tile["BLOCK_T"]), across),
             view, factor, per_clip, out, noise, result, each, count, stride,
             WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
-            BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+            BLOCK_NOISE=next_power_of_2(max(extra, 1)), **constants, **tile,
         )
         return result
 
-    choice = options("forward", {**sizes, "D": kind["SIZE"]}, core, constants)
+    constants, choice = _plan(
+        (core,), "forward", T=rows, M=outputs, I=inner, J=width, D=kind["SIZE"]
+    )
     return tuned(choice, core, constants, run)
 
 
