@@ -22,14 +22,14 @@ def autocast(*arguments: Any) -> tuple[Any, ...]:
 
     Doubles stay doubles, as in PyTorch's own autocast. Sequences come back as lists.
     """
-    enabled = torch._C._is_any_autocast_enabled()
+    lists = (list, tuple, torch.nn.ParameterList)
+    if not torch._C._is_any_autocast_enabled():
+        return tuple([list(x) if isinstance(x, lists) else x for x in arguments])
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return _cast(value) if enabled else value
-        if isinstance(value, (list, tuple, torch.nn.ParameterList)):
-            return [cast(item) for item in value]
-        return value
+            return _cast(value)
+        return [cast(item) for item in value] if isinstance(value, lists) else value
 
     return tuple([cast(argument) for argument in arguments])
 
