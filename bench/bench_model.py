@@ -21,10 +21,10 @@ from bench.measure import (
     Procedure,
     Workload,
 )
+from bench.plain_trainer import PlainTrainer
 from bench.straightforward import (
     PlainGenerator,
     PlainTalkingFace,
-    PlainTrainer,
     published_fusion,
 )
 from model import TalkingFace
