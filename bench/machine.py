@@ -28,6 +28,24 @@ def synchronise(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
+def ieee_products() -> Iterator[None]:
+    """Products and convolutions of float32 in float32, ours and everybody's, not in TF32.
+
+    PyTorch has two switches, and convolutions begin with TF32: compared as they are, one form would
+    have its products in the one and another in the other.
+    """
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
     """Empty caches of compiled kernels, so that a first call takes what it takes anyone."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
