@@ -43,14 +43,7 @@ def cmf_fusion(
         KernelsUnavailable: the kernels asked for cannot run here.
     """
     views, first, second, out, bias, noise = checks.autocast(views, first, second, out, bias, noise)
-    leading = checks.check_views(views)
-    checks.check_matrix("out", out, "(m, k)")
-    _check_weights("first", first, views, out.shape[1])
-    if second is not None:
-        _check_weights("second", second, views, out.shape[1])
-    checks.check_shape("bias", bias, "(m,)", (out.shape[0],))
-    checks.check_noise(noise, leading)
-    checks.check_alike(views=views, first=first, second=second, out=out, bias=bias, noise=noise)
+    _check(views, first, second, out, bias, noise)
     chosen = resolve(kernels, views)
     if chosen == "eager":
         return hadamard.cmf_forward(views, first, second or (), out, bias, noise)
@@ -77,6 +70,25 @@ def cmf_first_order_fusion(
     checks.check_noise(noise, leading)
     checks.check_alike(views=views, first=first, out=out, bias=bias, noise=noise)
     return hadamard.cmf_first_order_forward(views, first, out, bias, noise)
+
+
+@checks.once
+def _check(
+    views: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor] | None,
+    out: Tensor,
+    bias: Tensor,
+    noise: Tensor | None,
+) -> None:
+    leading = checks.check_views(views)
+    checks.check_matrix("out", out, "(m, k)")
+    _check_weights("first", first, views, out.shape[1])
+    if second is not None:
+        _check_weights("second", second, views, out.shape[1])
+    checks.check_shape("bias", bias, "(m,)", (out.shape[0],))
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, first=first, second=second, out=out, bias=bias, noise=noise)
 
 
 def _check_weights(

@@ -36,6 +36,17 @@ def cp_fusion(
         KernelsUnavailable: the kernels asked for cannot run here.
     """
     views, factors, out, noise = checks.autocast(views, factors, out, noise)
+    _check(views, factors, out, noise)
+    chosen = resolve(kernels, views)
+    if chosen == "eager":
+        return hadamard.cp_forward(views, factors, out, noise)
+    return _cp(views, factors, out, noise, chosen)
+
+
+@checks.once
+def _check(
+    views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor, noise: Tensor | None
+) -> None:
     leading = checks.check_views(views)
     checks.check_matrix("out", out, "(m, k)")
     checks.check_list("factors", factors, len(views))
@@ -44,10 +55,6 @@ def cp_fusion(
         checks.check_shape(f"factors[{v}]", factor, f"(d_{v + 1}+1, k)", expected)
     checks.check_noise(noise, leading)
     checks.check_alike(views=views, factors=factors, out=out, noise=noise)
-    chosen = resolve(kernels, views)
-    if chosen == "eager":
-        return hadamard.cp_forward(views, factors, out, noise)
-    return _cp(views, factors, out, noise, chosen)
 
 
 _cp = register_fusion(

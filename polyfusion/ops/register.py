@@ -16,13 +16,20 @@ from polyfusion.dispatch import backend, transformed
 
 
 def define(
-    name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiable: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define ``polyfusion::name``, computed by ``run``; ``fake`` makes its results without values.
 
     Both take the arguments of the schema in its order. What is returned calls the operator, and
     raises ``NotImplementedError`` for an argument that carries a forward-mode derivative or belongs
     to a transform of ``torch.func``: PyTorch would take the derivative for zero.
+
+    Where nothing but autograd can tell the difference, it calls ``run`` itself, or what
+    :func:`_differentiable` made of it: PyTorch's dispatcher takes longer than a small operator.
     """
     operator = custom_op(f"polyfusion::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(fake)
@@ -30,9 +37,75 @@ def define(
     def call(*arguments: Any) -> Any:
         if transformed():
             _refuse_transformed(name, arguments)
+        if not _watched():
+            flat = flatten(arguments)
+            if _plain(flat):
+                if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*flat)):
+                    return run(*arguments)
+                if differentiable is not None:
+                    return differentiable(_sizes(arguments), *flat)
         return operator(*arguments)
 
     return call
+
+
+def _watched() -> bool:
+    """Whether somebody waits for operators: the compiler, a mode, a profiler."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _plain(values: Sequence[Any]) -> bool:
+    """Whether every tensor lies in the memory of a CPU or GPU, with nothing lazy about it."""
+    for x in values:
+        if isinstance(x, Tensor) and (
+            type(x) not in _OWN or torch._C._dispatch_keys(x).raw_repr() & ~_KEYS
+        ):
+            return False
+    return True
+
+
+_OWN = (Tensor, torch.nn.Parameter)
+_KEYS = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
+for _key in ("CUDA", "AutogradCUDA", "AutocastCUDA"):
+    _KEYS |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()
+
+
+def _differentiable(
+    run: Callable[..., Any], save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """``run`` with a gradient, given ``save`` and ``backward`` as for ``register_autograd``.
+
+    It takes the :func:`_sizes` of the operator's arguments, and these in a flat list.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, sizes: Sequence[Any], *flat: Any) -> Any:
+            ctx.set_materialize_grads(False)
+            ctx.sizes, arguments = sizes, _nest(flat, sizes)
+            result = run(*arguments)
+            save(ctx, arguments, result)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            needs = ctx.needs_input_grad
+            if grads[0] is None:
+                return (None,) * len(needs)
+            ctx.needs_input_grad = _nest(needs[1:], ctx.sizes)  # as the operator's autograd has it
+            try:
+                return (None, *flatten(backward(ctx, *grads)))
+            finally:
+                ctx.needs_input_grad = needs
+
+    # Without the search for tensors of torch.func, which are not plain.
+    apply: Callable[..., Any] = super(torch.autograd.Function, Direct).apply
+    return apply
 
 
 def _refuse_transformed(name: str, arguments: Sequence[Any]) -> None:
@@ -105,9 +178,6 @@ def register(
 
     given = ", ".join(filter(None, (operands, constants, "str kernels")))
     kept = ", ".join(filter(None, ("Tensor grad", operands, saved, "bool[] needs, str kernels")))
-    forward_op = define(
-        name, f"({given}) -> {returns}", forward, lambda *arguments: fake(*arguments[:-1])
-    )
     backward_op = define(
         f"{name}_backward", f"({kept}) -> Tensor[]", run_backward, run_fake_backward
     )
@@ -147,6 +217,13 @@ def register(
         second = [None if x is None else next(found) for x in aliases]
         return (second[0], *nest(second[1:], inputs), *[None] * (len(rest) + 2))
 
+    forward_op = define(
+        name,
+        f"({given}) -> {returns}",
+        forward,
+        lambda *arguments: fake(*arguments[:-1]),
+        _differentiable(forward, save, first_order),
+    )
     register_autograd(f"polyfusion::{name}", first_order, setup_context=save)
     register_autograd(f"polyfusion::{name}_backward", second_order, setup_context=save_backward)
     return forward_op
@@ -239,16 +316,28 @@ _ONE = object()
 
 def flatten(operands: Sequence[Any]) -> list[Any]:
     """The operands, and those inside lists, in one list."""
-    return [x for item in operands for x in (item if isinstance(item, (list, tuple)) else [item])]
+    flat: list[Any] = []
+    for x in operands:
+        if isinstance(x, (list, tuple)):
+            flat.extend(x)
+        else:
+            flat.append(x)
+    return flat
 
 
 def nest(flat: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     """The inverse of :func:`flatten` for operands nested as in ``like``."""
-    values, nested = iter(flat), []
-    for item in like:
-        lists = isinstance(item, (list, tuple))
-        nested.append([next(values) for _ in item] if lists else next(values))
-    return nested
+    return _nest(flat, _sizes(like))
+
+
+def _sizes(operands: Sequence[Any]) -> list[int | None]:
+    """The lengths of the lists among the operands, None for what is no list."""
+    return [len(x) if isinstance(x, (list, tuple)) else None for x in operands]
+
+
+def _nest(flat: Sequence[Any], sizes: Sequence[int | None]) -> list[Any]:
+    values = iter(flat)
+    return [next(values) if size is None else [next(values) for _ in range(size)] for size in sizes]
 
 
 def _alias(x: Tensor | None) -> Any:

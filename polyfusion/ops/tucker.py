@@ -40,12 +40,7 @@ def tucker_fusion(
         KernelsUnavailable: the kernels asked for cannot run here.
     """
     views, core, factors, out, noise = checks.autocast(views, core, factors, out, noise)
-    leading = checks.check_views(views)
-    _check_core_and_factors(views, core, factors, "k_1")
-    checks.check_matrix("out", out, "(m, k_1)")
-    checks.check_shape("out", out, "(m, k_1)", (out.shape[0], core.shape[0]))
-    checks.check_noise(noise, leading)
-    checks.check_alike(views=views, core=core, factors=factors, out=out, noise=noise)
+    _check(views, core, factors, out, noise)
     chosen = resolve(kernels, views)
     if chosen == "eager":
         return tucker.tucker_forward(views, core, factors, out, noise)
@@ -79,6 +74,22 @@ def partial_tucker_fusion(
     checks.check_noise(noise, leading)
     checks.check_alike(views=views, core=core, factors=factors, noise=noise)
     return tucker.partial_tucker_forward(views, core, factors, noise)
+
+
+@checks.once
+def _check(
+    views: Sequence[Tensor],
+    core: Tensor,
+    factors: Sequence[Tensor],
+    out: Tensor,
+    noise: Tensor | None,
+) -> None:
+    leading = checks.check_views(views)
+    _check_core_and_factors(views, core, factors, "k_1")
+    checks.check_matrix("out", out, "(m, k_1)")
+    checks.check_shape("out", out, "(m, k_1)", (out.shape[0], core.shape[0]))
+    checks.check_noise(noise, leading)
+    checks.check_alike(views=views, core=core, factors=factors, out=out, noise=noise)
 
 
 def _check_core_and_factors(

@@ -3,9 +3,10 @@
 Letters: B clips, T frames per clip, V views of sizes d_1..d_V, k rank, m outputs, n noise.
 """
 
+import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +22,61 @@ def autocast(*arguments: Any) -> tuple[Any, ...]:
 
     Doubles stay doubles, as in PyTorch's own autocast. Sequences come back as lists.
     """
+    enabled = torch._C._is_any_autocast_enabled()
 
     def cast(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _cast(value) if enabled else value
         if isinstance(value, (list, tuple, torch.nn.ParameterList)):
             return [cast(item) for item in value]
-        if not isinstance(value, Tensor) or value.dtype == torch.float64:
-            return value
-        device = value.device.type
-        if not value.is_floating_point() or not torch.amp.is_autocast_available(device):
-            return value
-        if torch.is_autocast_enabled(device):
-            return value.to(torch.get_autocast_dtype(device))
         return value
 
-    return tuple(cast(argument) for argument in arguments)
+    return tuple([cast(argument) for argument in arguments])
+
+
+def _cast(value: Tensor) -> Tensor:
+    device = value.device.type
+    if value.dtype == torch.float64 or not value.is_floating_point():
+        return value
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return value.to(torch.get_autocast_dtype(device))
+    return value
+
+
+def once(check: Callable[..., None]) -> Callable[..., None]:
+    """Let a check look once at arguments of the same shapes, dtypes, devices and layouts.
+
+    It is to depend on nothing else. What it refuses, it refuses again.
+    """
+    passed: set[Any] = set()
+
+    def checked(*arguments: Any) -> None:
+        looks = None if torch.compiler.is_compiling() else _looks(arguments)
+        if looks is None or looks not in passed:
+            check(*arguments)
+            if looks is not None:
+                if len(passed) >= 1000:  # clips of ever other lengths
+                    passed.clear()
+                passed.add(looks)
+
+    return functools.wraps(check)(checked)
+
+
+def _looks(values: Sequence[Any]) -> tuple[Any, ...] | None:
+    """All that :func:`once` goes by; None if there is more than tensors, lists of them and None."""
+    looks: list[Any] = []
+    for x in values:
+        kind = type(x)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            looks.append((x.shape, x.dtype, x.device, x.layout))
+        elif x is None:
+            looks.append(None)
+        else:
+            inside = _looks(x) if kind is list else None
+            if inside is None:
+                return None
+            looks.append(inside)
+    return tuple(looks)
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

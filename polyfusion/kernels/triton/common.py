@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,41 @@ def uses_tensor_cores(constants: dict[str, Any]) -> bool:
     return constants["COMPUTE"].primitive_bitwidth == 16 or constants["PRECISION"] == "tf32"
 
 
+def cdiv(size: int, step: int) -> int:
+    """size / step, rounded up; Triton's own takes as long as a launch."""
+    return -(-size // step)
+
+
+def next_power_of_2(size: int) -> int:
+    """The least power of two that is ``size`` or more, at least 1."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def planned(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember what ``make(tensors, ...)`` returns: it is made once for tensors that look alike.
+
+    It is to depend on nothing but the shapes of the tensors, the first one's dtype and device, what
+    :func:`arithmetic` goes by, and the other arguments.
+    """
+    plans: dict[Any, Any] = {}
+
+    def find(tensors: Sequence[Tensor], *rest: Any, **more: int) -> Any:
+        first = tensors[0]
+        precise = first.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision
+        shapes = tuple([x.shape for x in tensors])
+        key = (shapes, first.dtype, first.device, precise, _pretended, rest, *more.items())
+        if key not in plans:
+            if len(plans) >= 1000:  # clips of ever other lengths
+                plans.clear()
+            plans[key] = make(tensors, *rest, **more)
+        return plans[key]
+
+    return find
+
+
 def block(size: int, low: int = 16, high: int = 1024) -> int:
     """The power of two that covers ``size``, within limits."""
-    return max(low, min(high, triton.next_power_of_2(max(size, 1))))
+    return max(low, min(high, next_power_of_2(max(size, 1))))
 
 
 @dataclass(frozen=True)
@@ -122,14 +154,14 @@ def lay_out(views: Sequence[Tensor], block_t: int) -> Rows:
     leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
     count = leading.numel()
     if len(set(framed)) == 1:
-        clips = triton.cdiv(count, block_t)
+        clips = cdiv(count, block_t)
         return Rows(tuple(leading), count, clips, block_t, (True,) * len(views))
     return Rows(tuple(leading), count, *leading, framed)
 
 
 def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors, laid out contiguously."""
-    return tuple(x.contiguous() for x in tensors)
+    return tuple([x.contiguous() for x in tensors])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

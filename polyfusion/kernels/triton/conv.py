@@ -11,7 +11,6 @@ its tile for the two-stage merge of :mod:`polyfusion.kernels.triton.norm`.
 
 from typing import Any
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     jit,
     launch,
     uses_tensor_cores,
@@ -211,8 +211,8 @@ def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int)
     constants = arithmetic(x, convolution=True)
 
     def run(tile: Tile) -> Tensor:
-        across = triton.cdiv(in_channels, tile["BLOCK_I"])
-        down = triton.cdiv(out_channels, tile["BLOCK_O"])
+        across = cdiv(in_channels, tile["BLOCK_I"])
+        down = cdiv(out_channels, tile["BLOCK_O"])
         parts = 1
         if capability(x) is not None:  # enough programs for a large GPU
             programs = max(1, across * down * kernel * kernel)
@@ -256,12 +256,12 @@ def _convolve(
 
     def run(tile: Tile) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result = empty_channels_last(x, frames, out_channels, out_h, out_w)
-        rows = out_h * out_w * triton.cdiv(frames, tile["BLOCK_N"])
+        rows = out_h * out_w * cdiv(frames, tile["BLOCK_N"])
         parts = rows if statistics else 0
         counts = x.new_empty(parts, **total)
         means, squares = (x.new_empty(parts, out_channels, **total) for _ in range(2))
         launch(
-            _conv_kernel, (triton.cdiv(out_channels, tile["BLOCK_O"]) * rows,),
+            _conv_kernel, (cdiv(out_channels, tile["BLOCK_O"]) * rows,),
             x, weight, x if s is None else s, result, counts, means, squares,
             frames, max(1, frames // (1 if s is None else max(1, s.shape[0]))),
             in_h, in_w, out_h, out_w, in_stride, out_stride, *taps,

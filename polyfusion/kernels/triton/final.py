@@ -9,7 +9,6 @@ backward reads the 16 output pixels around each input pixel once, for both gradi
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     jit,
     launch,
     uses_tensor_cores,
@@ -140,7 +140,7 @@ def final_forward(x: Tensor, weight: Tensor) -> Tensor:
 
     def run(tile: Tile) -> Tensor:
         launch(
-            _forward_kernel, (triton.cdiv(rows, tile["BLOCK_P"]),),
+            _forward_kernel, (cdiv(rows, tile["BLOCK_P"]),),
             x, weight, result, rows, height, width,
             CHANNELS=channels, OUT=out, **constants, **tile,
         )
@@ -158,8 +158,8 @@ def final_backward(grad: Tensor, x: Tensor, weight: Tensor, y: Tensor) -> list[T
     dx = torch.empty_like(x)
 
     def run(tile: Tile) -> list[Tensor]:
-        across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
-        programs = min(triton.cdiv(rows, tile["BLOCK_P"]), max(1, 512 // across))
+        across = cdiv(max(1, channels), tile["BLOCK_C"])
+        programs = min(cdiv(rows, tile["BLOCK_P"]), max(1, 512 // across))
         parts = x.new_empty(programs, *weight.shape, dtype=sum_dtype(x))
         launch(
             _backward_kernel, (programs, across if channels else 0),

@@ -13,10 +13,10 @@ cancel. A program never leaves its clip, so a clip's own views are projected onc
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -25,10 +25,13 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     dense,
     jit,
     launch,
     lay_out,
+    next_power_of_2,
+    planned,
     project,
     uses_tensor_cores,
 )
@@ -312,6 +315,14 @@ def options(
     return Options(f"{form} {kernel}", (*sizes, rank, outputs), tiles)
 
 
+@planned
+def _plan(tensors: Sequence[Tensor], kernel: str, form: str) -> tuple[dict[str, Any], Options]:
+    """Constants of a kernel on these tensors, ``out`` and the views, and what to choose from."""
+    out, *views = tensors
+    constants = arithmetic(out)
+    return constants, options(kernel, form, views, out, constants)
+
+
 def cp_forward(
     views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor, noise: Tensor | None
 ) -> Tensor:
@@ -359,6 +370,24 @@ def cmf_backward(
     return _backward("cmf-sr", grad, views, (), first, out, bias, needs)
 
 
+@planned
+def _forward_launch(
+    tensors: Sequence[Tensor], noise: int, **tile: int
+) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, int], dict[str, Any]]:
+    """Shape of the result, grid, (frames, rows) and sizes of the forward kernel."""
+    out, *views = tensors
+    (outputs, rank), layout = out.shape, lay_out(views, tile["BLOCK_T"])
+    shape = (*layout.leading, outputs + noise)
+    tiles = layout.clips * cdiv(layout.frames, tile["BLOCK_T"])
+    grid = (tiles if prod(shape) else 0, max(1, cdiv(outputs, tile["BLOCK_M"])))
+    fixed = {
+        "RANK": rank, "OUTPUTS": outputs, "NOISE": noise, "FRAMED": layout.framed,
+        "SIZES": tuple(view.shape[-1] for view in views),
+        "BLOCK_NOISE": next_power_of_2(max(noise, 1)),
+    }
+    return shape, grid, (layout.frames, layout.count), fixed
+
+
 def _forward(
     form: str,
     views: Sequence[Tensor],
@@ -369,24 +398,18 @@ def _forward(
     noise: Tensor | None,
 ) -> Tensor:
     views, first, gates = dense(views), dense(first), dense(gates)
-    out, (outputs, rank) = out.contiguous(), out.shape
+    out = out.contiguous()
     extra = 0 if noise is None else noise.shape[-1]
-    constants = arithmetic(out)
     bias = out if bias is None else bias.contiguous()
     noise = out if noise is None else noise.contiguous()
-    choice = options("forward", form, views, out, constants)
+    constants, choice = _plan((out, *views), "forward", form)
 
     def run(tile: Tile) -> Tensor:
-        layout = lay_out(views, tile["BLOCK_T"])
-        result = out.new_empty((*layout.leading, outputs + extra))
-        tiles = layout.clips * triton.cdiv(layout.frames, tile["BLOCK_T"])
+        shape, grid, sizes, fixed = _forward_launch((out, *views), extra, **tile)
+        result = out.new_empty(shape)
         launch(
-            _forward_kernel,
-            (tiles if result.numel() else 0, max(1, triton.cdiv(outputs, tile["BLOCK_M"]))),
-            views, first or gates, gates, out, bias, noise, result, layout.frames, layout.count,
-            RANK=rank, OUTPUTS=outputs, NOISE=extra, FORM=form,
-            SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
-            BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+            _forward_kernel, grid, views, first or gates, gates, out, bias, noise, result, *sizes,
+            FORM=form, **fixed, **constants, **tile,
         )
         return result
 
@@ -406,9 +429,8 @@ def _backward(
     """Gradients of views, first, gates, out, and of the bias if there is one."""
     views, first, gates = dense(views), dense(first), dense(gates)
     grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
-    constants = arithmetic(out)
+    constants, choice = _plan((out, *views), "backward", form)
     flat = [view.flatten(0, -2) for view in views]
-    choice = options("backward", form, views, out, constants)
 
     def run(tile: Tile) -> tuple[Rows, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
         layout = lay_out(views, tile["BLOCK_T"])
@@ -419,11 +441,11 @@ def _backward(
             every_frame, every_clip = torch.empty_like(hidden), out.new_empty(layout.clips, rank)
         launch(
             _backward_kernel,
-            (layout.clips if rank else 0, triton.cdiv(rank, tile["BLOCK_K"])),
+            (layout.clips if rank else 0, cdiv(rank, tile["BLOCK_K"])),
             views, first or gates, gates, out, grad, grad_gates, every_frame, every_clip, hidden,
             layout.frames, layout.count, grad.shape[-1],
             RANK=rank, OUTPUTS=outputs, FORM=form,
-            SIZES=tuple(view.shape[-1] for view in views), FRAMED=layout.framed,
+            SIZES=tuple([view.shape[-1] for view in views]), FRAMED=layout.framed,
             **constants, **tile,
         )
         return layout, hidden, grad_gates, every_frame, every_clip

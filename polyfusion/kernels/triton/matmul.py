@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     jit,
     launch,
     uses_tensor_cores,
@@ -154,8 +154,8 @@ def multiply(products: Sequence[Product]) -> None:
     def run(tile: Tile) -> None:
         tiles_of = [
             _batch(p.out)
-            * triton.cdiv(p.out.shape[-2], tile["BLOCK_M"])
-            * triton.cdiv(p.out.shape[-1], tile["BLOCK_N"])
+            * cdiv(p.out.shape[-2], tile["BLOCK_M"])
+            * cdiv(p.out.shape[-1], tile["BLOCK_N"])
             for p in products
         ]
         starts = (0, *accumulate(tiles_of))

@@ -13,12 +13,11 @@ the first one of their channel; no atomics, so it is deterministic.
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.layout import Norm, channels_last, lie_as, sum_dtype
-from polyfusion.kernels.triton.common import arithmetic, block, capability, dense, jit, launch
+from polyfusion.kernels.triton.common import arithmetic, block, capability, cdiv, dense, jit, launch
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
@@ -244,17 +243,17 @@ def _lay_out(
     else:
         tile = {"BLOCK_T": 4, "BLOCK_C": block(channels, 16, 64), "num_warps": 4}
         room = 1024 // tile["BLOCK_C"]
-        most = room * max(1, 2048 // triton.cdiv(max(1, channels), tile["BLOCK_C"]))
+        most = room * max(1, 2048 // cdiv(max(1, channels), tile["BLOCK_C"]))
     if s is None:
         pixels = count = max(1, min(rows, most))
-        frames = triton.cdiv(rows, pixels)
+        frames = cdiv(rows, pixels)
     else:
         pixels, count = height * width, s.shape[0] * height * width
         frames //= max(1, s.shape[0])
     tile["BLOCK_P"] = block(count, 1, room)
     tile.setdefault("BLOCK_T", block(frames, 1, room // tile["BLOCK_P"]))
-    across = triton.cdiv(max(1, channels), tile["BLOCK_C"])
-    grid = (triton.cdiv(count, tile["BLOCK_P"]) if u.numel() else 0, across)
+    across = cdiv(max(1, channels), tile["BLOCK_C"])
+    grid = (cdiv(count, tile["BLOCK_P"]) if u.numel() else 0, across)
     return (count, frames, pixels, rows), tile, grid
 
 
@@ -357,7 +356,7 @@ def merge(
     else:
         tile = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
     launch(
-        _merge_kernel, (triton.cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
+        _merge_kernel, (cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
         counts, means, squares, means if u is None else u, means if s is None else s,
         mean, square, parts, float(divisor), CHANNELS=channels, MOVED=u is not None,
         SKIP=s is not None, ACC=arithmetic(means)["ACC"], **tile,

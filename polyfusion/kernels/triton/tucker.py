@@ -12,7 +12,6 @@ from string import ascii_lowercase
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -22,10 +21,12 @@ from polyfusion.kernels.triton.common import (
     arithmetic,
     block,
     capability,
+    cdiv,
     dense,
     jit,
     launch,
     lay_out,
+    next_power_of_2,
     project,
     uses_tensor_cores,
 )
@@ -224,7 +225,7 @@ def tucker_forward(
             per_clip = core.new_empty(clips, stride)
             launch(
                 _core_kernel,
-                (triton.cdiv(stride, tile["BLOCK_W"]), triton.cdiv(clips, tile["BLOCK_B"])),
+                (cdiv(stride, tile["BLOCK_W"]), cdiv(clips, tile["BLOCK_B"])),
                 view, factor, core, per_clip, clips,
                 RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
             )
@@ -241,13 +242,13 @@ def tucker_forward(
     def run(tile: Tile) -> Tensor:
         each, number = frames, clips
         if not groups.still:  # any cut of the rows will do
-            each, number = tile["BLOCK_T"], triton.cdiv(count, tile["BLOCK_T"])
-        across = max(1, triton.cdiv(outputs, tile["BLOCK_M"]))
+            each, number = tile["BLOCK_T"], cdiv(count, tile["BLOCK_T"])
+        across = max(1, cdiv(outputs, tile["BLOCK_M"]))
         launch(
-            _forward_kernel, (number * triton.cdiv(each, tile["BLOCK_T"]), across),
+            _forward_kernel, (number * cdiv(each, tile["BLOCK_T"]), across),
             view, factor, per_clip, out, noise, result, each, count, stride,
             WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
-            BLOCK_NOISE=triton.next_power_of_2(max(extra, 1)), **constants, **tile,
+            BLOCK_NOISE=next_power_of_2(max(extra, 1)), **constants, **tile,
         )
         return result
 

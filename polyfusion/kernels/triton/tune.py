@@ -26,7 +26,7 @@ import triton
 from torch import Tensor
 
 from polyfusion.build import cache_directory
-from polyfusion.kernels.triton.common import capability, uses_tensor_cores
+from polyfusion.kernels.triton.common import capability, next_power_of_2, uses_tensor_cores
 
 Tile = dict[str, int]
 Result = TypeVar("Result")
@@ -100,7 +100,7 @@ def find(options: Options, tensor: Tensor, constants: dict[str, Any]) -> Tile | 
 
 def key(options: Options, tensor: Tensor, constants: dict[str, Any]) -> str:
     """What a choice that is kept depends on, in words."""
-    bucket = "x".join(str(triton.next_power_of_2(max(1, size))) for size in options.sizes)
+    bucket = "x".join(str(next_power_of_2(max(1, size))) for size in options.sizes)
     kind = str(tensor.dtype).removeprefix("torch.") + "_tf32" * (constants["PRECISION"] == "tf32")
     gpu = f"{_gpu(tensor)} {capability(tensor)}"
     return f"{gpu}, triton {triton.__version__}, {options.name} {bucket} {kind}"

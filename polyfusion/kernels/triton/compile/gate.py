@@ -10,6 +10,7 @@ import functools
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,29 +77,45 @@ def _compile(
 ) -> list[tuple[str, dict[str, int], list[Any]]]:
     """(kernel, config, columns) of each of a shipped call's launches."""
     shipped = SHIPPED[name]
-    launches: list[tuple[str, dict[str, int], list[Any]]] = []
+    every = shipped.every and not sample
+    launches = compile_launches(shipped.call, capability, every=every)
+    return [(kernel, config, describe(compiled)) for kernel, config, compiled in launches]
+
+
+def compile_launches(
+    call: Callable[[], Any], capability: int, *, every: bool = False
+) -> list[tuple[str, dict[str, int], Any]]:
+    """(kernel, config, compiled kernel) of each launch of a call, and nothing is launched.
+
+    ``every``: of each launch all configurations to choose from, not just the first.
+    """
+    launches: list[tuple[str, dict[str, int], Any]] = []
     run = JITFunction.run
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        config = {k: v for k, v in kwargs.items() if k.startswith(("BLOCK_", "num_"))}
-        launches.append((self.__name__, config, _describe(kernel)))
+        launches.append((self.__name__, configuration(kwargs), kernel))
         return kernel
 
     driver.set_active(_Target(capability))
     JITFunction.run = compile_only
     try:
-        every = shipped.every and not sample
         configurations = tune.sweep() if every else contextlib.nullcontext()
         with common.pretend(capability), configurations:
-            shipped.call()
+            call()
     finally:
         JITFunction.run = run
     return launches
 
 
+def configuration(constants: dict[str, Any]) -> dict[str, int]:
+    """A launch's tile sizes, warps and stages, out of its constants."""
+    return {k: v for k, v in constants.items() if k.startswith(("BLOCK_", "num_"))}
+
+
 @functools.cache
-def _describe(kernel: Any) -> list[Any]:
+def describe(kernel: Any) -> list[Any]:
+    """The :data:`COLUMNS` of a compiled kernel."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

@@ -1,0 +1,10 @@
+"""Count what the kernels ask of a GPU at the paper's sizes, without one.
+
+``calls`` has the operators, ``traffic`` counts their loads and stores in Triton's interpreter,
+``compiled`` looks at what the compiler made of them, ``table`` puts both together, ``page`` writes
+them down for people.
+
+    python -m polyfusion.kernels.triton.count             every operator, as JSON
+    python -m polyfusion.kernels.triton.count "cp "       names that begin so
+    python -m polyfusion.kernels.triton.count --page      docs/kernels.md, from the table
+"""
