@@ -35,6 +35,9 @@ STAGES = (
         )
         for kernels, seconds, lanes in (("triton", 120, 6), ("cuda", 50, 4))
     ),
+    Stage("capture", "Operators captured in a graph", "bench.gpu.capture", 50, on_cpu=False),
+    Stage("kernels", "Device time against its floor", "bench.gpu.kernels", 70),
+    Stage("sanitizer", "compute-sanitizer", "bench.gpu.sanitizer", 75, on_cpu=False),
     Stage(
         "operators-eager",
         "Operators against float64: eager",

@@ -13,6 +13,7 @@ from bench.gpu.operators import check_available
 from bench.gpu.problems import Problem, problems
 from bench.gpu.stage import Case, Setting
 from bench.machine import ieee_products
+from bench.timing import capture
 
 KERNELS = ("triton", "cuda", "eager")
 
@@ -31,34 +32,22 @@ def check(make: Callable[[], Problem], kernels: str, large: bool) -> list[dict[s
     check_available(kernels, "cuda")
     problem = make()
     with ieee_products():
-        graph, results = captured(problem, kernels)
+        replay = capture(lambda: problem.results(kernels))
         for x in problem.inputs:
             x.data.mul_(0.5)
-        for x in problem.module.buffers():
-            x.zero_() if x.ndim == 0 else x.fill_(1.0)
+        _reset(problem)
         exact = problem.exact("cuda" if large else "cpu")
-        graph.replay()
-        first = [x.clone() for x in results]
+        first = [x.clone() for x in replay()]
         error = problem.error(first, exact)
-        for x in problem.module.buffers():
-            x.zero_() if x.ndim == 0 else x.fill_(1.0)
-        graph.replay()
-        same = all(torch.equal(a, b) for a, b in zip(first, results, strict=True))
+        _reset(problem)
+        same = all(torch.equal(a, b) for a, b in zip(first, replay(), strict=True))
     row: dict[str, Any] = {"error": error, "tolerance": problem.tolerance, "the same twice": same}
     wrong = [f"error {error:.2g}"] * (not error < problem.tolerance)
     wrong += ["two replays differ"] * (not same and kernels != "eager")  # cuDNN may use atomics
     return [row | {"failure": ", ".join(wrong)}] if wrong else [row]
 
 
-def captured(problem: Problem, kernels: str) -> tuple[Any, list[torch.Tensor]]:
-    """A graph of forward and backward, and the tensors that a replay fills."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            problem.results(kernels)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = problem.results(kernels)
-    return graph, results
+def _reset(problem: Problem) -> None:
+    """Statistics that a module keeps begin alike before every replay."""
+    for x in problem.module.buffers():
+        x.fill_(1)

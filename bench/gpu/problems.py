@@ -54,15 +54,18 @@ class Problem:
     def tensors(self) -> list[Tensor]:
         return [*self.inputs, *self.module.parameters(), self.grad]
 
+    def value(self) -> Tensor:
+        """What the module makes of its inputs."""
+        kind, device = getattr(torch, self.dtype), self.grad.device.type
+        with torch.autocast(device, kind) if self.autocast else contextlib.nullcontext():
+            y: Tensor = self.module(*self.inputs)
+        return y
+
     def results(self, kernels: str) -> list[Tensor]:
         """The result, all gradients, and the statistics that the module keeps."""
         choose(self.module, kernels)
-        leaves = [*self.inputs, *self.module.parameters()]
-        kind = getattr(torch, self.dtype)
-        autocast = torch.autocast(self.grad.device.type, kind, enabled=self.autocast)
-        with autocast if self.autocast else contextlib.nullcontext():
-            y = self.module(*self.inputs)
-        gradients = torch.autograd.grad(y, leaves, self.grad.to(y.dtype))
+        leaves, y = [*self.inputs, *self.module.parameters()], self.value()
+        gradients = torch.autograd.grad(y, leaves, self.grad)
         kept = [x.clone() for x in self.module.buffers() if x.is_floating_point()]
         return [y.detach(), *gradients, *kept]
 

@@ -1,4 +1,4 @@
-"""compute-sanitizer on every operator at odd sizes: addresses out of bounds, races in shared memory.
+"""compute-sanitizer on every operator at odd sizes: addresses out of bounds, races between threads.
 
 python -m bench.gpu.sanitizer KERNELS     what runs under it: each operator once, nothing checked
 """
