@@ -1,9 +1,9 @@
 """Device time of every operator at the paper's sizes in bf16, against its floor.
 
 The floor is the longer of compulsory bytes (operands read and results written once in each pass) at
-the speed of a copy and of FLOPs at that of a matrix product, both measured here. A graph holds calls
-on as many sets of operands as do not fit the cache together, and is replayed; the kernels' own
-times are the profiler's.
+the speed of a copy and of FLOPs at that of a matrix product, both measured here. A graph holds
+calls on as many sets of operands as do not fit the cache together, and is replayed; the kernels'
+own times are the profiler's.
 """
 
 import functools
@@ -49,7 +49,8 @@ def measure(
         while len(sets) < MOST_SETS and len(sets) * moved["forward"] < 2 * cache:
             sets.append(operator_of(problem.copy(), kernels))
     counted = operator_of(problem.copy(), "eager")
-    flops = {name: count_flops(counted, name) for name in ("forward", "both")}
+    flops = {name: count_flops(counted, name) for name in ("forward", "backward")}
+    flops["both"] = flops["forward"] + flops["backward"]
     rates = _ceilings(device)
     rows = []
     for name in ("forward", "both"):
