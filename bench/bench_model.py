@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from bench.bench_block import maps_last
 from bench.bench_fusion import choose_kernels, fused_kernels
 from bench.machine import pick_device
 from bench.measure import (
@@ -22,9 +23,11 @@ from bench.measure import (
     Workload,
 )
 from bench.plain_trainer import PlainTrainer
+from bench.rewritten import SharedGenerator, rewritten
 from bench.straightforward import (
     PlainGenerator,
     PlainTalkingFace,
+    plain_copy,
     published_fusion,
 )
 from model import TalkingFace
@@ -32,7 +35,7 @@ from model.encoders import audio_windows
 from model.folding import fold
 from model.generator import Generator
 from train.config import PRESETS, TrainConfig
-from train.device import Batch
+from train.device import Batch, lay_out, to_device
 from train.trainer.gan import Trainer
 
 DEVICE = pick_device()
@@ -48,7 +51,7 @@ CLIP, STREAM = 75, 5
 def comparisons() -> list[Comparison]:
     """Generator and training step at both sizes, inference of a clip at once and by frames."""
     made = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "float32") if ON_GPU else ("float32", "bfloat16"):
         made += [generator_comparison(preset, dtype) for preset in STEPS]
         made += [step_comparison(preset, dtype) for preset in STEPS]
         made += [inference_comparison(p, stream, dtype) for p in STEPS for stream in (True, False)]
@@ -84,12 +87,15 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
     generator = Generator(config, config.fused_dim + config.noise_dim).to(DEVICE)
     plain = PlainGenerator(generator).to(DEVICE)
     exact = copy.deepcopy(plain).double()
-    if ON_GPU:
-        plain.to(memory_format=torch.channels_last)  # cuDNN's fast layout
+    lay_out(plain, DEVICE)
+    shared = SharedGenerator(generator).to(DEVICE)
+    lay_out(shared, DEVICE)
     z = torch.randn(clips, frames, config.fused_dim + config.noise_dim, device=DEVICE)
     z.requires_grad_()
     skips = [
-        torch.randn(clips, c, config.height >> (i + 1), config.width >> (i + 1), device=DEVICE)
+        maps_last(
+            torch.randn(clips, c, config.height >> (i + 1), config.width >> (i + 1), device=DEVICE)
+        )
         .relu()
         .requires_grad_()
         for i, c in enumerate(config.channels(config.base_channels))
@@ -98,8 +104,13 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def subject(variant: str) -> Operator:
-        module = plain if variant in (PUBLISHED, COMPILED) else copy.deepcopy(generator)
-        choose_kernels(module, variant)
+        if variant in (PUBLISHED, COMPILED):
+            module = plain
+        elif ON_GPU and variant in (REWRITTEN, COMPILED_REWRITTEN):
+            module = shared
+        else:
+            module = copy.deepcopy(generator)
+            choose_kernels(module, variant)
         call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
 
         def function() -> Tensor:
@@ -143,6 +154,7 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
     frames = STREAM if stream else CLIP
     model = TalkingFace(config, "cp", "eager").to(DEVICE)
     plain = PlainTalkingFace(model).to(DEVICE)
+    lay_out(plain, DEVICE)
     still = torch.rand(1, 3, config.height, config.width, device=DEVICE) * 2 - 1
     audio = torch.rand(1, frames * config.samples_per_frame, device=DEVICE) * 2 - 1
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -155,7 +167,10 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
 
     def subject(variant: str) -> Procedure:
         module = plain if variant == PUBLISHED else copy.deepcopy(model)
+        if ON_GPU and variant == REWRITTEN:
+            module = rewritten(model)
         choose_kernels(module, variant)
+        lay_out(module, DEVICE)
         module = fold(module.eval()) if variant == FOLDED else module
         call = functools.partial(animate, module.eval())
         traffic = total_bytes([*module.parameters(), still, audio, *video])
@@ -227,6 +242,8 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
         if variant == PUBLISHED:
             return PlainTrainer(config, start.model, start.discriminators).step
         trainer = Trainer(config, DEVICE)  # the same seed, so the same weights
+        if ON_GPU and variant == REWRITTEN:
+            use_plain_modules(trainer)
         for module in trainer.modules.values():
             choose_kernels(module, variant)
         trainer.make_optimizers()
@@ -251,6 +268,17 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
     return Workload({name: subject(name) for name in variants}, oracle, frames=clips * frames)
 
 
+def use_plain_modules(trainer: Trainer) -> None:
+    """Our update rule on PyTorch's own modules, the generator's skips once per clip."""
+    plain = rewritten(trainer.model)
+    for name, child in plain.named_children():
+        setattr(trainer.model, name, child)
+    for name, child in list(trainer.discriminators.named_children()):
+        setattr(trainer.discriminators, name, plain_copy(child))
+    for module in trainer.modules.values():
+        lay_out(module.to(DEVICE), DEVICE)
+
+
 def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> list[Tensor]:
     """Every loss of a first step, and of one after it, which the first update shows in."""
     terms = [step(batch, seed) for seed in (0, 1)]
@@ -262,12 +290,12 @@ def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> lis
 
 
 def random_batch(config: TrainConfig, clips: int, frames: int) -> Batch:
-    """Noise of a batch's shape."""
+    """Noise of a batch's shape, as a loader's batch lies on the device."""
     rng = torch.Generator().manual_seed(1)
     m = config.model
-    video = torch.rand(clips, frames, 3, m.height, m.width, generator=rng) * 2 - 1
+    video = torch.randint(256, (clips, frames, 3, m.height, m.width), generator=rng).byte()
     audio = torch.rand(clips, frames * m.samples_per_frame, generator=rng) * 2 - 1
-    return Batch(video.to(DEVICE), audio.to(DEVICE))
+    return to_device({"frames": video, "still": video[:, 0], "audio": audio}, DEVICE)
 
 
 def test_model(comparison: Comparison, run: str, variant: str, replay) -> None:

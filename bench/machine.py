@@ -28,19 +28,22 @@ def synchronise(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def ieee_products() -> Iterator[None]:
-    """Products and convolutions of float32 in float32, ours and everybody's, not in TF32.
+def alike() -> Iterator[None]:
+    """The same switches for every form: float32 is float32, and cuDNN tries its algorithms.
 
-    PyTorch has two switches, and convolutions begin with TF32: compared as they are, one form would
-    have its products in the one and another in the other.
+    PyTorch has a switch for products and one for convolutions, and the latter begins with TF32: as
+    they are, one form would have its products in the one and another in the other.
     """
     switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = [switch.fp32_precision for switch in switches]
+    tries = torch.backends.cudnn.benchmark
     for switch in switches:
         switch.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
+        torch.backends.cudnn.benchmark = tries
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
 

@@ -2,7 +2,7 @@
 
 The frames are generated once for the discriminators' update and once more for the generator's. Like
 ours it does not compute the discriminators' weight gradients in the generator's update, and makes
-the first video without a graph.
+the first video without a graph. On a GPU weights lie channels last and Adam is fused.
 """
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor
 from bench.straightforward import PlainTalkingFace, plain_copy
 from model import Discriminators, TalkingFace
 from train.config import TrainConfig
-from train.device import Batch
-from train.trainer.gan import choose, take_audio, take_frames
+from train.device import Batch, lay_out
+from train.trainer.draws import Draws, draw
+from train.trainer.gan import take_audio, take_frames
+from train.trainer.graph import RecordedUpdate, Update
 
 
 class PlainTrainer:
@@ -25,6 +27,8 @@ class PlainTrainer:
         self.discriminators = d = plain_copy(discriminators)
         device = next(model.parameters()).device
         self.to(device)
+        lay_out(self.model, device)
+        lay_out(d, device)
         self.rates = (
             (self.model, c.lr_generator),
             (d.frame, c.lr_frame),
@@ -34,6 +38,8 @@ class PlainTrainer:
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bf16"
         )
+        #: What :meth:`step` calls: :meth:`update`, or a record of it.
+        self.run: Update = self.update
         self.make_optimizers()
 
     def to(self, *target: torch.device | torch.dtype) -> "PlainTrainer":
@@ -42,24 +48,34 @@ class PlainTrainer:
         return self
 
     def make_optimizers(self) -> None:
+        """Adam; on a GPU its fused form, which can be captured in a graph."""
+        on_gpu = next(self.model.parameters()).is_cuda
+        options = {"fused": True, "capturable": True} if on_gpu else {}
         self.for_model, *self.for_discriminators = (
-            torch.optim.Adam(module.parameters(), rate, self.config.betas)
+            torch.optim.Adam(module.parameters(), rate, self.config.betas, **options)
             for module, rate in self.rates
         )
 
+    def record(self) -> None:
+        """Record the update in a CUDA graph after some steps, as ours is."""
+        self.run = RecordedUpdate(self.update, next(self.model.parameters()).device, must=True)
+
     def step(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """One update of the discriminators and one of the generator; their loss terms."""
+        rng = torch.Generator().manual_seed(seed)
+        draws = draw(self.config.model, *batch.frames.shape[:2], False, rng)
+        return self.run(batch, draws.to(batch.frames.device))
+
+    def update(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """The update, with what is random in it drawn before."""
         size, d = self.config.model, self.discriminators
         n, stride, samples = size.snippet_frames, size.samples_per_frame, size.window
-        rng = torch.Generator().manual_seed(seed)
-        choice = choose(len(batch.frames), batch.frames.shape[1], n, rng)
-        state = rng.get_state()
-        speech = take_audio(batch.audio, choice.snippet, stride, samples)
-        shifted = take_audio(batch.audio, choice.shifted, stride, samples)
+        speech = take_audio(batch.audio, draws.snippet, stride, samples)
+        shifted = take_audio(batch.audio, draws.shifted, stride, samples)
 
         def judge(video: Tensor, name: str) -> dict[str, Tensor]:
-            frame = take_frames(video, choice.frame, 1).squeeze(1)
-            snippet = take_frames(video, choice.snippet, n)
+            frame = take_frames(video, draws.frame, 1).squeeze(1)
+            snippet = take_frames(video, draws.snippet, n)
             return {
                 f"frame_{name}": d.frame(frame, batch.still),
                 f"sequence_{name}": d.sequence(video, batch.audio),
@@ -67,10 +83,10 @@ class PlainTrainer:
             }
 
         with torch.no_grad(), self.autocast:
-            fake = self.model(batch.still, batch.audio, rng)
+            fake = self.model(batch.still, batch.audio, noise=draws.noise)
         with self.autocast:
             logits = judge(fake, "fake") | judge(batch.frames, "real")
-            snippet = take_frames(batch.frames, choice.snippet, n)
+            snippet = take_frames(batch.frames, draws.snippet, n)
             logits["sync_shifted"] = d.sync(snippet, shifted)
             d_terms = {
                 "d_frame": cross_entropy(logits["frame_real"], 1)
@@ -88,9 +104,8 @@ class PlainTrainer:
             optimizer.step()
 
         d.requires_grad_(False)
-        rng.set_state(state)
         with self.autocast:
-            fake = self.model(batch.still, batch.audio, rng)
+            fake = self.model(batch.still, batch.audio, noise=draws.noise)
             logits = judge(fake, "fake")
             error = (fake - batch.frames).abs()
             middle = size.height // 2

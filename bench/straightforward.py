@@ -137,8 +137,16 @@ class PlainTalkingFace(nn.Module):
         )
         self.generator = PlainGenerator(model.generator)
 
-    def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator) -> Tensor:
+    def forward(
+        self,
+        still: Tensor,
+        audio: Tensor,
+        rng: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         speech = self.audio(audio)
         identity, skips = self.identity(still)
-        noise = self.noise(self.noise.sample(*speech.shape[:2], rng).to(speech.dtype))
+        if noise is None:
+            noise = self.noise.sample(*speech.shape[:2], rng)
+        noise = self.noise(noise.to(speech.dtype))
         return self.generator(published_fusion(self.fusion, [speech, identity], noise), skips)

@@ -12,7 +12,7 @@ import torch
 from bench.gpu.operators import check_available
 from bench.gpu.problems import Problem, problems
 from bench.gpu.stage import Case, Setting
-from bench.machine import ieee_products
+from bench.machine import alike
 from bench.timing import capture
 
 KERNELS = ("triton", "cuda", "eager")
@@ -31,7 +31,7 @@ def check(make: Callable[[], Problem], kernels: str, large: bool) -> list[dict[s
     """One row: the error of a replay, against float64."""
     check_available(kernels, "cuda")
     problem = make()
-    with ieee_products():
+    with alike():
         replay = capture(lambda: problem.results(kernels))
         for x in problem.inputs:
             x.data.mul_(0.5)

@@ -16,7 +16,7 @@ import torch
 from bench.gpu.operators import check_available
 from bench.gpu.problems import Problem, choose, problems
 from bench.gpu.stage import Case, Setting
-from bench.machine import ceilings, ieee_products
+from bench.machine import ceilings, alike
 from bench.measure import Operator, count_flops
 from bench.timing import capture, kernels_of, seconds_of
 
@@ -91,5 +91,5 @@ def _each(calls: list[Callable[[], Any]]) -> list[Any]:
 
 @functools.cache
 def _ceilings(device: torch.device) -> dict[str, float]:
-    with ieee_products():
+    with alike():
         return ceilings(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.gpu.stage import Case, Setting
-from bench.machine import ceilings, ieee_products, pick_device
+from bench.machine import ceilings, alike, pick_device
 from polyfusion import build, dispatch, info
 
 TOOLS = ("nvidia-smi", "nvcc", "g++", "compute-sanitizer", "ncu")
@@ -79,7 +79,7 @@ def _kernels() -> list[dict[str, Any]]:
 
 
 def _ceilings() -> list[dict[str, Any]]:
-    with ieee_products():
+    with alike():
         found = ceilings(pick_device())
     return [
         {"what": f"{name}: {rate / 1e9:.4g} {'GB/s' if name == 'copy' else 'GFLOP/s'}"}

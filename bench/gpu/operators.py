@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.gpu.problems import DTYPES, Problem, problems
 from bench.gpu.stage import Case, Setting, Unavailable
-from bench.machine import ieee_products
+from bench.machine import alike
 from polyfusion import extension
 from polyfusion.dispatch import triton_problem
 
@@ -58,7 +58,7 @@ def check(
     """One row: the worst relative error of a result, of a gradient or of a statistic, by kind."""
     problem = make()
     tolerance = problem.tolerance
-    with ieee_products():
+    with alike():
         exact = problem.exact(problem.grad.device.type if large else "cpu")
         kinds: dict[str, Callable[[], list[Tensor]]] = {
             "plain": lambda: poisoned(problem.copy(), kernels),

@@ -9,7 +9,8 @@ import torch
 from tests.train.helpers import CONFIG, batch, trainer
 from train.config import PRESETS, LossConfig
 from train.metrics.quality import psnr
-from train.trainer.gan import choose, generator_term, take_audio, take_frames
+from train.trainer.draws import choose
+from train.trainer.gan import generator_term, take_audio, take_frames
 from train.trainer.losses import (
     bottom_half,
     fake_loss,
@@ -139,10 +140,10 @@ def test_the_videos_gradient_is_summed_in_float32(monkeypatch):
     seen = []
     logits = t._logits
 
-    def spy(name, data, choice, video):
+    def spy(name, data, draws, video):
         if video.requires_grad:
             video.register_hook(lambda grad: seen.append((video.dtype, grad.dtype)))
-        return logits(name, data, choice, video)
+        return logits(name, data, draws, video)
 
     monkeypatch.setattr(t, "_logits", spy)
     t.step(batch(), torch.Generator().manual_seed(0))
