@@ -1,9 +1,11 @@
 """Whole networks: the generator, inference on one clip, and a step of the GAN's training."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ from model.generator import Generator
 from train.config import PRESETS, TrainConfig
 from train.device import Batch, lay_out, to_device
 from train.trainer.gan import Trainer
+from train.trainer.graph import WARM
 
 DEVICE = pick_device()
 ON_GPU = DEVICE.type == "cuda"
@@ -238,24 +241,26 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
     start = Trainer(config, DEVICE)
     batch, small = random_batch(config, clips, frames), random_batch(config, *CHECKED)
 
-    def stepper(variant: str) -> Callable[[Batch, int], dict[str, Tensor]]:
+    def trainer_of(variant: str) -> PlainTrainer | Trainer:
         if variant == PUBLISHED:
-            return PlainTrainer(config, start.model, start.discriminators).step
+            return PlainTrainer(config, start.model, start.discriminators)
         trainer = Trainer(config, DEVICE)  # the same seed, so the same weights
         if ON_GPU and variant == REWRITTEN:
             use_plain_modules(trainer)
         for module in trainer.modules.values():
             choose_kernels(module, variant)
         trainer.make_optimizers()
-        return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
+        return trainer
 
     weights = [p for module in start.modules.values() for p in module.parameters()]
     # weights and two moments are read and written, the batch is read
     traffic = 6 * total_bytes(weights) + total_bytes([batch.frames, batch.audio])
 
     def subject(variant: str) -> Procedure:
-        step = stepper(variant)
-        return Procedure("step", lambda: step(batch, 0), lambda: losses(step, small), traffic)
+        trainer = trainer_of(variant)
+        step, call = stepper(trainer), functools.partial(stepper(trainer), batch, 0)
+        record = functools.partial(recorded, trainer, call)
+        return Procedure("step", call, lambda: losses(step, small), traffic, record)
 
     def oracle() -> dict[str, list[Tensor]]:
         exact = PlainTrainer(
@@ -266,6 +271,25 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
         return {"step": losses(exact.step, doubled)}
 
     return Workload({name: subject(name) for name in variants}, oracle, frames=clips * frames)
+
+
+def stepper(trainer: PlainTrainer | Trainer) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """A step by its batch and the seed of what is random in it."""
+    if isinstance(trainer, PlainTrainer):
+        return trainer.step
+    return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def recorded(trainer: PlainTrainer | Trainer, call: Callable[[], Any]) -> Iterator[Callable]:
+    """The step captured in a graph, after the steps before that."""
+    trainer.record(must=True)
+    try:
+        for _ in range(WARM + 1):
+            call()
+        yield call
+    finally:
+        trainer.run = trainer.update
 
 
 def use_plain_modules(trainer: Trainer) -> None:

@@ -56,9 +56,9 @@ class PlainTrainer:
             for module, rate in self.rates
         )
 
-    def record(self) -> None:
+    def record(self, must: bool = False) -> None:
         """Record the update in a CUDA graph after some steps, as ours is."""
-        self.run = RecordedUpdate(self.update, next(self.model.parameters()).device, must=True)
+        self.run = RecordedUpdate(self.update, next(self.model.parameters()).device, must)
 
     def step(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """One update of the discriminators and one of the generator; their loss terms."""

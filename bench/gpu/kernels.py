@@ -16,7 +16,7 @@ import torch
 from bench.gpu.operators import check_available
 from bench.gpu.problems import Problem, choose, problems
 from bench.gpu.stage import Case, Setting
-from bench.machine import ceilings, alike
+from bench.machine import alike, ceilings
 from bench.measure import Operator, count_flops
 from bench.timing import capture, kernels_of, seconds_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.gpu.stage import Case, Setting
-from bench.machine import ceilings, alike, pick_device
+from bench.machine import alike, ceilings, pick_device
 from polyfusion import build, dispatch, info
 
 TOOLS = ("nvidia-smi", "nvcc", "g++", "compute-sanitizer", "ncu")
