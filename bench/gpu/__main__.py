@@ -36,7 +36,10 @@ STAGES = (
         for kernels, seconds, lanes in (("triton", 120, 6), ("cuda", 50, 4))
     ),
     Stage("capture", "Operators captured in a graph", "bench.gpu.capture", 50, on_cpu=False),
+    Stage("step", "A whole step: losses, waits, a graph", "bench.gpu.step", 90),
     Stage("kernels", "Device time against its floor", "bench.gpu.kernels", 70),
+    Stage("comparisons", "Comparisons with the peers", "bench.gpu.comparisons", 130),
+    Stage("profile", "Where 20 steps go", "bench.gpu.profile", 45),
     Stage("sanitizer", "compute-sanitizer", "bench.gpu.sanitizer", 75, on_cpu=False),
     Stage(
         "operators-eager",
