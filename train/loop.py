@@ -75,6 +75,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     device = pick_device(config.device)
     if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
+    torch.backends.cudnn.benchmark = True  # on a GPU; every step has the same sizes
     not_recorded = why_not_recorded(config, device)
     root = find_data(config)
     config = identify(config.located(), root)

@@ -13,11 +13,10 @@ is kept where someone else's hooks decide what is (``torch.utils.checkpoint``), 
 *What is made again is what was dropped.* The sources are the same: had one been modified since, the
 versions would differ and the backward raises, as autograd does for what it saves. The statistics
 are those that the forward used, so nothing is summed again, and what remains is arithmetic on each
-value by itself. With the Triton and the CUDA kernels that is the same launch, and the result is
-equal to the last bit. PyTorch's batch normalisation does not give out the 1/σ that it multiplied
-by; made from the variance again it can differ in the last bit, and so can y.
+value by itself: the same launch, whose result is equal to the last bit.
 
-Where there is memory to spare, :func:`keep_activations` saves the time that this takes.
+PyTorch's own operators, ``kernels="eager"``, keep what they keep: they are faster for it. Where
+there is memory to spare, :func:`keep_activations` saves the fused ones the time that this takes.
 """
 
 import contextlib

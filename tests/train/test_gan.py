@@ -85,10 +85,10 @@ def test_shifted_audio_of_short_clips_is_as_far_as_it_goes():
 
 
 def test_snippets_take_matching_video_and_audio():
-    video = torch.arange(2 * 6).view(2, 6, 1)
+    video = torch.arange(2 * 6).view(2, 6, 1, 1, 1)
     audio = torch.arange(2 * 60).view(2, 60)
     start = torch.tensor([1, 3])
-    assert take_frames(video, start, 2).squeeze(-1).tolist() == [[1, 2], [9, 10]]
+    assert take_frames(video, start, 2).squeeze().tolist() == [[1, 2], [9, 10]]
     assert take_audio(audio, start, 10, 20)[:, 0].tolist() == [10, 90]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model import Speech2Vid, TalkingFace
 from train.config import TrainConfig
-from train.device import Batch
+from train.device import Batch, lay_out
 
 
 def build_model(config: TrainConfig) -> nn.Module:
@@ -34,6 +34,7 @@ class BaseTrainer:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
         self.model: Any = build_model(config).to(device)
+        lay_out(self.model, device)
         self.bf16 = config.precision == "bf16" or (
             config.precision == "auto" and device.type == "cuda"
         )

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from model import Discriminators, ModelConfig, TalkingFace
+from polyfusion.dispatch import resolve
 from polyfusion.ops.recompute import keep_activations
 from train.config import LossConfig, TrainConfig
-from train.device import Batch, in_interpreter
+from train.device import Batch, in_interpreter, lay_out
+from train.errors import UserError
 from train.trainer.base import BaseTrainer
 from train.trainer.draws import Draws, draw
 from train.trainer.graph import RecordedUpdate
@@ -27,9 +29,13 @@ from train.trainer.losses import (
 
 
 def take_frames(video: Tensor, start: Tensor, count: int) -> Tensor:
-    """Frames [start, start + count) of every clip: (B, T, …) → (B, count, …)."""
+    """Frames [start, start + count) of every clip: (B, T, C, H, W) → (B, count, C, H, W).
+
+    With the channels last, as a generated video lies in memory, so that its gradient does too.
+    """
     index = start[:, None] + torch.arange(count, device=video.device)
-    return video[torch.arange(len(video), device=video.device)[:, None], index]
+    clips = torch.arange(len(video), device=video.device)[:, None]
+    return video.permute(0, 1, 3, 4, 2)[clips, index].permute(0, 1, 4, 2, 3)
 
 
 def take_audio(audio: Tensor, start: Tensor, stride: int, samples: int) -> Tensor:
@@ -41,6 +47,10 @@ def take_audio(audio: Tensor, start: Tensor, stride: int, samples: int) -> Tenso
 #: The discriminators in the order of their updates. Their weights in LossConfig have these names,
 #: their terms have them behind "d_" (what they minimise) and "g_" (what the generator does).
 DISCRIMINATORS = ("frame", "sequence", "sync")
+
+
+#: The parts of a frame with an L1 of their own; the weights in LossConfig have these names.
+L1 = {"l1": bottom_half, "l1_top": top_half, "l1_mouth": mouth_box}
 
 
 class Trainer(BaseTrainer):
@@ -59,13 +69,11 @@ class Trainer(BaseTrainer):
         # The interpreter shows that the kernels are right, at seconds a step: once is enough.
         kernels = "eager" if in_interpreter(config.kernels, device) else config.kernels
         self.discriminators = Discriminators(config.model, kernels).to(device)
+        lay_out(self.discriminators, device)
         self.modules["discriminators"] = self.discriminators
         #: What :meth:`step` calls: :meth:`update`, or a record of it.
         self.run: Callable[[Batch, Draws], dict[str, Tensor]] = self.update
-        self.recompute = config.recompute == "on"
-        if config.recompute == "auto":
-            maps = config.batch_size * config.frames * activations(config.model)
-            self.recompute = not fits(maps * (2 if self.bf16 else 4), device)
+        self.recompute = recomputes(config, device, self.bf16)
 
     def record(self, must: bool = False) -> None:
         """Record the update in a CUDA graph after some steps; ``must`` makes a failure an error."""
@@ -128,12 +136,15 @@ class Trainer(BaseTrainer):
                 total += weighted.detach()
         self.optimizers["generator"].zero_grad(set_to_none=True)
         with self.section("other losses"):
-            l1 = l1_loss(bottom_half(video), bottom_half(batch.frames))
-            l1_top = l1_loss(top_half(video), top_half(batch.frames))
-            l1_mouth = l1_loss(mouth_box(video), mouth_box(batch.frames))
-            omega = self._omega()
-            weighted = weights.l1 * l1 + weights.l1_top * l1_top + weights.omega * omega
-            weighted = weighted + weights.l1_mouth * l1_mouth
+            terms["omega"] = self._omega()
+            weighted = weights.omega * terms["omega"]
+            for name, part in L1.items():
+                weight = getattr(weights, name)
+                if name == "l1_mouth" and not weight:
+                    continue
+                with torch.set_grad_enabled(weight > 0):
+                    terms[name] = l1_loss(part(video), part(batch.frames))
+                weighted = weighted + weight * terms[name]
             if weights.l1_eyes and batch.eyes is not None:
                 terms["l1_eyes"] = eyes_loss(video, batch.frames, batch.eyes)
                 weighted = weighted + weights.l1_eyes * terms["l1_eyes"]
@@ -142,21 +153,22 @@ class Trainer(BaseTrainer):
                     foretold = self.model.lips(batch.speech, batch.context)
                 terms["lips"] = lips_loss(foretold.float(), batch.lips)
                 weighted = weighted + weights.lips * terms["lips"]
-            weighted.backward()
-        ends = [fake]
-        slopes: list[Tensor | None] = [None if video.grad is None else video.grad.to(fake.dtype)]
+            if weighted.requires_grad:
+                weighted.backward()
+        ends, slopes = [], []
+        if video.grad is not None:
+            ends.append(fake)
+            slopes.append(video.grad.to(fake.dtype))
         drawn = self.model.composition.drawn
         if drawn is not None:
             terms["drawn"] = drawn.detach()
             ends.append(drawn)
             slopes.append(torch.full_like(drawn, weights.drawn))
         with self.section("generator backward"):
-            torch.autograd.backward(ends, slopes)
+            if ends:
+                torch.autograd.backward(ends, slopes)
         with self.section("optimiser"):
             self.optimizers["generator"].step()
-        terms |= {"l1": l1.detach(), "l1_top": l1_top.detach(), "omega": omega.detach()}
-        if weights.l1_mouth:
-            terms["l1_mouth"] = l1_mouth.detach()
         terms["generator"] = total + weighted.detach()
         return {f"loss/{name}": value.detach() for name, value in terms.items()}
 
@@ -218,14 +230,23 @@ def activations(config: ModelConfig) -> int:
     return 2 * sum(values) - values[0]  # two normalisations at every resolution but the last
 
 
-def fits(size: int, device: torch.device) -> bool:
-    """Whether so many bytes are less than a tenth of a GPU's memory; False on a CPU.
+def recomputes(config: TrainConfig, device: torch.device, bf16: bool) -> bool:
+    """Whether the generator's activations are made again in the backward instead of kept.
 
-    On a CPU keeping them gains nothing: fresh memory is slower than the arithmetic.
+    By default if keeping them would take a tenth of the GPU's memory or more. Raises
+    :class:`UserError` if ``--recompute on`` asks for it where nothing can do it.
     """
-    if device.type != "cuda":
+    fused = device.type == "cuda" and resolve(config.kernels, [torch.empty(0, device=device)])
+    if config.recompute == "off" or fused in (False, "eager"):
+        if config.recompute == "on":
+            raise UserError(
+                f"--recompute on with --kernels {config.kernels} on {device}: only the fused "
+                "kernels on a GPU make activations again; leave --recompute out"
+            )
         return False
-    return size < torch.cuda.get_device_properties(device).total_memory / 10
+    kept = config.batch_size * config.frames * activations(config.model) * (2 if bf16 else 4)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return config.recompute == "on" or kept >= memory / 10
 
 
 @contextmanager

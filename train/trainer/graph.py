@@ -63,10 +63,12 @@ class RecordedUpdate:
             self.warm -= 1
             return self._beside(batch, draws)
         if self.graph is None:
+            here = torch.cuda.current_stream(self.device)
             try:
                 self._record(batch, draws)
             except RuntimeError as error:
-                self._give_up(str(error).splitlines()[0])
+                torch.cuda.set_stream(here)  # which a failed recording does not do
+                self._give_up(error)
                 return self._beside(batch, draws)
         copy_into(self.inputs, [*tensors_of(batch), *tensors_of(draws)])
         self.graph.replay()
@@ -92,9 +94,13 @@ class RecordedUpdate:
             self.names, self.terms = list(terms), torch.stack(list(terms.values()))
         self.graph = graph
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, error: RuntimeError) -> None:
+        """Say why, by what failed rather than by the recording that it spoiled."""
+        reason = str(error.__context__ or error).splitlines()[0]
         if self.must:
-            raise UserError(f"--graph on: the step could not be recorded ({reason}); --graph off")
+            raise UserError(
+                f"--graph on: the step could not be recorded ({reason}); pass --graph off"
+            ) from error
         said = f"the step is not recorded in a CUDA graph, because that failed: {reason}"
         print(said, file=sys.stderr, flush=True)
         self.warm, self.inputs = float("inf"), []

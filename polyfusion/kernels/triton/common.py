@@ -110,24 +110,33 @@ def next_power_of_2(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def setting(tensor: Tensor) -> tuple[Any, ...]:
+    """All that :func:`capability` and :func:`arithmetic` go by, quick to make and to compare."""
+    precise = tensor.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision
+    return tensor.dtype, tensor.device, precise, _pretended
+
+
+def remember(plans: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    """What ``make`` returned for this key; it is called once, or again after 1000 other keys."""
+    if key not in plans:
+        if len(plans) >= 1000:  # clips of ever other lengths
+            plans.clear()
+        plans[key] = make()
+    return plans[key]
+
+
 def planned(make: Callable[..., Any]) -> Callable[..., Any]:
     """Remember what ``make(tensors, ...)`` returns: it is made once for tensors that look alike.
 
-    It is to depend on nothing but the shapes of the tensors, the first one's dtype and device, what
-    :func:`arithmetic` goes by, and the other arguments.
+    It is to depend on nothing but the shapes of the tensors, the first one's :func:`setting`, and
+    the other arguments.
     """
     plans: dict[Any, Any] = {}
 
     def find(tensors: Sequence[Tensor], *rest: Any, **more: int) -> Any:
-        first = tensors[0]
-        precise = first.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision
         shapes = tuple([x.shape for x in tensors])
-        key = (shapes, first.dtype, first.device, precise, _pretended, rest, *more.items())
-        if key not in plans:
-            if len(plans) >= 1000:  # clips of ever other lengths
-                plans.clear()
-            plans[key] = make(tensors, *rest, **more)
-        return plans[key]
+        key = (shapes, setting(tensors[0]), rest, *more.items())
+        return remember(plans, key, lambda: make(tensors, *rest, **more))
 
     return find
 

@@ -21,6 +21,8 @@ from polyfusion.kernels.triton.common import (
     cdiv,
     jit,
     launch,
+    remember,
+    setting,
     uses_tensor_cores,
 )
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
@@ -126,48 +128,82 @@ def options(products: Sequence[Product], constants: dict[str, Any]) -> Options:
     return Options("products", tuple(sizes), tiles)
 
 
+class _Plan:
+    """What a launch of products needs beside their tensors, the same for tensors that look alike.
+
+    ``order`` has the longest sums first, so that they do not start when everything else is done.
+    """
+
+    def __init__(self, products: Sequence[Product]) -> None:
+        self.order = sorted(range(len(products)), key=lambda i: -products[i].a.shape[-1])
+        products = [products[i] for i in self.order]
+        more = [p.more or (p.a, p.b) for p in products]
+        # Partial sums are kept in float32: the narrowest operand says what to compute in.
+        operands = [x for p in products for x in (p.a, p.b)]
+        self.narrow = min(range(len(operands)), key=lambda i: operands[i].element_size())
+        self.constants = arithmetic(operands[self.narrow])
+        self.options = options(products, self.constants)
+        self.sizes = [_sizes(p.out, p.a, p.b) for p in products]
+        self.batches = [_batch(p.out) for p in products]
+        self.tables = (
+            tuple(self.sizes),
+            tuple((*_strides(p.a), *_strides(p.b)) for p in products),
+            tuple(_sizes(p.out, a, b) for p, (a, b) in zip(products, more, strict=True)),
+            tuple((*_strides(a), *_strides(b)) for a, b in more),
+            tuple(_strides(p.out) for p in products),
+        )
+        tensors = [x for p in products for x in (p.out, p.a, p.b, *(p.more or ()))]
+        self.fixed = {
+            "TWO_TERMS": tuple(p.more is not None for p in products),
+            "SUMMED": tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
+            "INDEX": tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
+            **self.constants,
+        }
+
+    def starts(self, tile: Tile) -> tuple[int, ...]:
+        """The first program of each product, and how many there are."""
+        tiles = (
+            batch * cdiv(rows, tile["BLOCK_M"]) * cdiv(columns, tile["BLOCK_N"])
+            for batch, (rows, columns, *_) in zip(self.batches, self.sizes, strict=True)
+        )
+        return (0, *accumulate(tiles))
+
+
+_plans: dict[Any, _Plan] = {}
+
+
 def multiply(products: Sequence[Product]) -> None:
     """Compute all products in one launch. Sums run in a fixed order: it is deterministic."""
     products = [product for product in products if product.out.numel()]
     if not products:
         return
-    # The longest sums first, so that they do not start when everything else is done.
-    products.sort(key=lambda product: -product.a.shape[-1])
-    # Partial sums are kept in float32: the narrowest operand says what to compute in.
-    narrow = min((x for p in products for x in (p.a, p.b)), key=Tensor.element_size)
-    constants = arithmetic(narrow)
-    tensors = [x for p in products for x in (p.out, p.a, p.b, *(p.more or ()))]
+    looks = tuple(
+        [(_look(p.out), _look(p.a), _look(p.b), *map(_look, p.more or ())) for p in products]
+    )
+    key = (looks, setting(products[0].out))
+    plan: _Plan = remember(_plans, key, lambda: _Plan(products))
+    products = [products[i] for i in plan.order]
     more = [p.more or (p.a, p.b) for p in products]
-    tables = (
-        tuple(p.out for p in products),
-        tuple(p.a for p in products),
-        tuple(p.b for p in products),
-        tuple(a for a, _ in more),
-        tuple(b for _, b in more),
-        tuple(_sizes(p.out, p.a, p.b) for p in products),
-        tuple((*_strides(p.a), *_strides(p.b)) for p in products),
-        tuple(_sizes(p.out, a, b) for p, (a, b) in zip(products, more, strict=True)),
-        tuple((*_strides(a), *_strides(b)) for a, b in more),
-        tuple(_strides(p.out) for p in products),
+    tensors = (
+        tuple([p.out for p in products]),
+        tuple([p.a for p in products]),
+        tuple([p.b for p in products]),
+        tuple([a for a, _ in more]),
+        tuple([b for _, b in more]),
     )
 
     def run(tile: Tile) -> None:
-        tiles_of = [
-            _batch(p.out)
-            * cdiv(p.out.shape[-2], tile["BLOCK_M"])
-            * cdiv(p.out.shape[-1], tile["BLOCK_N"])
-            for p in products
-        ]
-        starts = (0, *accumulate(tiles_of))
+        starts = plan.starts(tile)
         launch(
-            _products_kernel, (starts[-1],), *tables, starts,
-            TWO_TERMS=tuple(p.more is not None for p in products),
-            SUMMED=tuple(max(_batch(p.a), _batch(p.b)) // _batch(p.out) for p in products),
-            INDEX=tl.int64 if max(map(_reach, tensors)) >= 2**31 else tl.int32,
-            **constants, **tile,
+            _products_kernel, (starts[-1],), *tensors, *plan.tables, starts, **plan.fixed, **tile
         )
 
-    tuned(options(products, constants), narrow, constants, run)
+    narrow = products[plan.narrow // 2].b if plan.narrow % 2 else products[plan.narrow // 2].a
+    tuned(plan.options, narrow, plan.constants, run)
+
+
+def _look(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype
 
 
 def _batch(x: Tensor) -> int:

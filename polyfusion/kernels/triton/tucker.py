@@ -27,6 +27,7 @@ from polyfusion.kernels.triton.common import (
     launch,
     lay_out,
     next_power_of_2,
+    planned,
     project,
     uses_tensor_cores,
 )
@@ -163,6 +164,14 @@ def options(
     return Options(f"tucker {kernel}", tuple(sizes.values()), tiles)
 
 
+@planned
+def _plan(tensors: Sequence[Tensor], kernel: str, **sizes: int) -> tuple[dict[str, Any], Options]:
+    """Constants of the ``"core"`` or ``"forward"`` kernel, and what to choose from."""
+    (core,) = tensors
+    constants = arithmetic(core)
+    return constants, options(kernel, sizes, core, constants)
+
+
 class _Groups:
     """The views with frames and those without, and the core as (k_1, K_f, K_c) to match."""
 
@@ -214,7 +223,6 @@ def tucker_forward(
     result = out.new_empty((*groups.rows.leading, outputs + extra))
     if not result.numel():
         return result
-    constants = arithmetic(out)
 
     per_clip, stride, clips, frames = core, 0, groups.rows.clips, groups.rows.frames
     if groups.still:
@@ -231,12 +239,14 @@ def tucker_forward(
             )
             return per_clip
 
-        sizes = {"B": clips, "W": stride, "K": clip_width, "D": view.shape[1]}
-        per_clip = tuned(options("core", sizes, core, constants), core, constants, run_core)
+        constants, choice = _plan(
+            (core,), "core", B=clips, W=stride, K=clip_width, D=view.shape[1]
+        )
+        per_clip = tuned(choice, core, constants, run_core)
 
     view, factor, kind = groups.operand(groups.framed)
     count = groups.rows.count
-    sizes = {"T": frames if groups.still else count, "M": outputs, "I": inner, "J": width}
+    rows = frames if groups.still else count
     noise = out if noise is None else noise.contiguous()
 
     def run(tile: Tile) -> Tensor:
@@ -252,7 +262,9 @@ def tucker_forward(
         )
         return result
 
-    choice = options("forward", {**sizes, "D": kind["SIZE"]}, core, constants)
+    constants, choice = _plan(
+        (core,), "forward", T=rows, M=outputs, I=inner, J=width, D=kind["SIZE"]
+    )
     return tuned(choice, core, constants, run)
 
 
