@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+COMMAND = [sys.executable, "-m", "bench.gpu"]
 DIED = 3
 """Exit code of a process whose device is of no more use."""
 
@@ -97,7 +98,7 @@ class Running:
         self.begun = [0] * lanes
 
     def _start(self, lane: int) -> subprocess.Popen:
-        command = [sys.executable, "-m", "bench.gpu", "--out", str(self.setting.out)]
+        command = [*COMMAND, "--out", str(self.setting.out)]
         command += ["--stage", self.stage.name, "--lane", str(lane), str(len(self.files))]
         command += ["--tiny"] * self.setting.tiny
         return subprocess.Popen(
