@@ -8,19 +8,13 @@ from typing import Any
 
 import torch
 
+from bench.gpu import CARRIED, CARRY
 from bench.gpu.stage import Case, Setting
 from bench.machine import alike, ceilings, pick_device
 from polyfusion import build, dispatch, info
 
 TOOLS = ("nvidia-smi", "nvcc", "g++", "compute-sanitizer", "ncu")
 PACKAGES = ("torch", "triton", "numpy", "tyro", "tqdm", "matplotlib", "filelock", "tensorly")
-#: What the command wants besides the packages of a machine for deep learning: pure Python, so that
-#: a folder made elsewhere serves. The line is printed where one of them is missing.
-CARRIED = ("tyro", "docstring_parser", "typeguard")
-CARRY = (
-    f"pip install --no-deps --target carried {' '.join(CARRIED)}   # where there is a network; "
-    "then PYTHONPATH=carried python -m bench.gpu --out DIR"
-)
 
 
 def cases(setting: Setting) -> list[Case]:

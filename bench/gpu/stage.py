@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import CARRY
+
 COMMAND = [sys.executable, "-m", "bench.gpu"]
 DIED = 3
 """Exit code of a process whose device is of no more use."""
@@ -189,7 +191,7 @@ def work(stage: Stage, setting: Setting, lane: int, lanes: int) -> int:
     try:
         cases = importlib.import_module(stage.module).cases(setting, *stage.arguments)
     except ModuleNotFoundError as error:
-        _append(file, {"unavailable": f"the package {error.name} is missing"})
+        _append(file, {"unavailable": f"the package {error.name} is missing: {CARRY}"})
         return 0
     except Unavailable as error:
         _append(file, {"unavailable": str(error)})
