@@ -36,11 +36,15 @@ def cases(setting: Setting) -> list[Case]:
 
 
 def make(setting: Setting, kernels: str) -> tuple[Trainer, Any]:
-    """A trainer and a batch of the paper's size; on a CPU of few frames at the demo's."""
+    """A trainer and a batch of the paper's size; on a CPU few frames of the demo's, in fp32."""
     check_available(kernels, setting.device)
     preset, clips, frames = ("paper", 16, 75) if setting.on_gpu else ("demo", 2, 6)
     config = dataclasses.replace(
-        PRESETS[preset], precision="bf16", batch_size=clips, frames=frames, kernels=kernels
+        PRESETS[preset],
+        precision="bf16" if setting.on_gpu else "fp32",
+        batch_size=clips,
+        frames=frames,
+        kernels=kernels,
     )
     trainer = Trainer(config, pick_device())
     trainer.make_optimizers()
