@@ -18,11 +18,14 @@ from bench.measure import (
     Operator,
     Workload,
 )
+from bench.rewritten import SharedSkipConv, SharedSkipNorm
 from bench.straightforward import PlainFinal, PlainFirst, PlainNorm, PlainSkipConv, PlainUpConv
 from polyfusion.nn import FinalBlock, FirstBlock, NormActivation, SkipConvBlock, UpConvBlock
+from train.device import lay_out
 
 DEVICE = pick_device()
-CLIPS, FRAMES = (16, 75) if DEVICE.type == "cuda" else (1, 25)
+ON_GPU = DEVICE.type == "cuda"
+CLIPS, FRAMES = (16, 75) if ON_GPU else (1, 25)
 #: ReLUs whose argument is 0 up to rounding alone give √1e-6 in the gradients.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 1e-1}
 MAPS = {1024: (4, 3), 512: (8, 6), 256: (16, 12), 128: (32, 24)}
@@ -35,6 +38,11 @@ class PlainSkipNorm(PlainNorm):
         return super().forward(u + s.repeat_interleave(u.shape[0] // s.shape[0], 0))
 
 
+#: The plain form of what is rewritten, on a GPU: elsewhere rewriting changes nothing.
+SHARED: dict[type[nn.Module], type[nn.Module]] = {
+    PlainSkipConv: SharedSkipConv,
+    PlainSkipNorm: SharedSkipNorm,
+}
 #: Our block, its plain form, the shapes of its inputs (None stands for B·T, "B" for B).
 Block = tuple[Callable[[], nn.Module], type[nn.Module], Sequence[tuple]]
 
@@ -72,14 +80,15 @@ BLOCKS: dict[str, Block] = {
 
 def comparisons() -> list[Comparison]:
     """Every block; on a CPU ``torch.compile`` only where the rewriting is (skips and norms)."""
-    dtypes = ("float32", "bfloat16") if DEVICE.type == "cuda" else ("float32",)
+    dtypes = ("bfloat16", "float32") if ON_GPU else ("float32",)
     return [block_comparison(name, dtype) for dtype in dtypes for name in BLOCKS]
 
 
 def block_comparison(name: str, dtype: str = "float32") -> Comparison:
-    compiled = DEVICE.type == "cuda" or "skip" in name or "norm" in name
-    variants = [PUBLISHED, *([COMPILED] if compiled else []), REWRITTEN]
-    variants += [COMPILED_REWRITTEN] if compiled else []
+    compiled = ON_GPU or "skip" in name or "norm" in name
+    variants = [PUBLISHED, *([COMPILED] if compiled else [])]
+    if not ON_GPU or BLOCKS[name][1] in SHARED:
+        variants += [REWRITTEN, *([COMPILED_REWRITTEN] if compiled else [])]
     variants += fused_kernels()
     return Comparison(
         "block",
@@ -103,19 +112,24 @@ def build_block(
     sizes = {None: clips * frames, "B": clips}
     target = {"device": DEVICE, "dtype": getattr(torch, dtype)}
     inputs = [torch.randn(sizes[first], *rest).relu() for first, *rest in shapes]
-    inputs = [x.to(**target).requires_grad_() for x in inputs]
+    inputs = [maps_last(x.to(**target)).requires_grad_() for x in inputs]
     plain_block = plain(block).to(DEVICE)
     reference = copy.deepcopy(plain_block).double()
-    if DEVICE.type == "cuda":
-        plain_block = plain_block.to(memory_format=torch.channels_last)  # cuDNN's fast layout
+    lay_out(plain_block, DEVICE)
     with torch.no_grad():
         result = plain_block(*(x.float() for x in inputs))
-    grad = torch.randn(result.shape).to(**target)
+    grad = maps_last(torch.randn(result.shape).to(**target))
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def subject(variant: str) -> Operator:
-        module = plain_block if variant in (PUBLISHED, COMPILED) else copy.deepcopy(block)
-        choose_kernels(module, variant)
+        if variant in (PUBLISHED, COMPILED):
+            module = plain_block
+        elif ON_GPU and variant in (REWRITTEN, COMPILED_REWRITTEN):
+            module = SHARED[plain](block).to(DEVICE)
+            lay_out(module, DEVICE)
+        else:
+            module = copy.deepcopy(block)
+            choose_kernels(module, variant)
         call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
 
         def function() -> Tensor:
@@ -131,6 +145,12 @@ def build_block(
         return Operator(function, leaves, grad.double(), compared=len(inputs)).results()
 
     return Workload({name: subject(name) for name in variants}, oracle)
+
+
+def maps_last(x: Tensor) -> Tensor:
+    """Maps on a GPU lie channels last, for everybody."""
+    on_gpu = x.is_cuda and x.ndim == 4
+    return x.contiguous(memory_format=torch.channels_last) if on_gpu else x
 
 
 def test_block(comparison: Comparison, run: str, variant: str, replay) -> None:

@@ -52,7 +52,7 @@ def choose_kernels(module: nn.Module, variant: str) -> None:
 
 def comparisons() -> list[Comparison]:
     """Every form at every size; the unfactored tensor and concatenation at one size each."""
-    dtypes = ("float32", "bfloat16") if DEVICE.type == "cuda" else ("float32",)
+    dtypes = ("bfloat16", "float32") if DEVICE.type == "cuda" else ("float32",)
     made = [
         fusion_comparison(form, name, size, dtype)
         for dtype in dtypes

@@ -1,13 +1,16 @@
 """Whole networks: the generator, inference on one clip, and a step of the GAN's training."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.bench_block import maps_last
 from bench.bench_fusion import choose_kernels, fused_kernels
 from bench.machine import pick_device
 from bench.measure import (
@@ -21,10 +24,12 @@ from bench.measure import (
     Procedure,
     Workload,
 )
+from bench.plain_trainer import PlainTrainer
+from bench.rewritten import SharedGenerator, rewritten
 from bench.straightforward import (
     PlainGenerator,
     PlainTalkingFace,
-    PlainTrainer,
+    plain_copy,
     published_fusion,
 )
 from model import TalkingFace
@@ -32,8 +37,9 @@ from model.encoders import audio_windows
 from model.folding import fold
 from model.generator import Generator
 from train.config import PRESETS, TrainConfig
-from train.device import Batch
+from train.device import Batch, lay_out, to_device
 from train.trainer.gan import Trainer
+from train.trainer.graph import WARM
 
 DEVICE = pick_device()
 ON_GPU = DEVICE.type == "cuda"
@@ -48,7 +54,7 @@ CLIP, STREAM = 75, 5
 def comparisons() -> list[Comparison]:
     """Generator and training step at both sizes, inference of a clip at once and by frames."""
     made = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "float32") if ON_GPU else ("float32", "bfloat16"):
         made += [generator_comparison(preset, dtype) for preset in STEPS]
         made += [step_comparison(preset, dtype) for preset in STEPS]
         made += [inference_comparison(p, stream, dtype) for p in STEPS for stream in (True, False)]
@@ -84,12 +90,15 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
     generator = Generator(config, config.fused_dim + config.noise_dim).to(DEVICE)
     plain = PlainGenerator(generator).to(DEVICE)
     exact = copy.deepcopy(plain).double()
-    if ON_GPU:
-        plain.to(memory_format=torch.channels_last)  # cuDNN's fast layout
+    lay_out(plain, DEVICE)
+    shared = SharedGenerator(generator).to(DEVICE)
+    lay_out(shared, DEVICE)
     z = torch.randn(clips, frames, config.fused_dim + config.noise_dim, device=DEVICE)
     z.requires_grad_()
     skips = [
-        torch.randn(clips, c, config.height >> (i + 1), config.width >> (i + 1), device=DEVICE)
+        maps_last(
+            torch.randn(clips, c, config.height >> (i + 1), config.width >> (i + 1), device=DEVICE)
+        )
         .relu()
         .requires_grad_()
         for i, c in enumerate(config.channels(config.base_channels))
@@ -98,8 +107,13 @@ def build_generator(preset: str, variants: tuple[str, ...], dtype: str) -> Workl
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def subject(variant: str) -> Operator:
-        module = plain if variant in (PUBLISHED, COMPILED) else copy.deepcopy(generator)
-        choose_kernels(module, variant)
+        if variant in (PUBLISHED, COMPILED):
+            module = plain
+        elif ON_GPU and variant in (REWRITTEN, COMPILED_REWRITTEN):
+            module = shared
+        else:
+            module = copy.deepcopy(generator)
+            choose_kernels(module, variant)
         call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
 
         def function() -> Tensor:
@@ -143,6 +157,7 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
     frames = STREAM if stream else CLIP
     model = TalkingFace(config, "cp", "eager").to(DEVICE)
     plain = PlainTalkingFace(model).to(DEVICE)
+    lay_out(plain, DEVICE)
     still = torch.rand(1, 3, config.height, config.width, device=DEVICE) * 2 - 1
     audio = torch.rand(1, frames * config.samples_per_frame, device=DEVICE) * 2 - 1
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -155,7 +170,10 @@ def build_inference(preset: str, stream: bool, variants: tuple[str, ...], dtype:
 
     def subject(variant: str) -> Procedure:
         module = plain if variant == PUBLISHED else copy.deepcopy(model)
+        if ON_GPU and variant == REWRITTEN:
+            module = rewritten(model)
         choose_kernels(module, variant)
+        lay_out(module, DEVICE)
         module = fold(module.eval()) if variant == FOLDED else module
         call = functools.partial(animate, module.eval())
         traffic = total_bytes([*module.parameters(), still, audio, *video])
@@ -223,22 +241,26 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
     start = Trainer(config, DEVICE)
     batch, small = random_batch(config, clips, frames), random_batch(config, *CHECKED)
 
-    def stepper(variant: str) -> Callable[[Batch, int], dict[str, Tensor]]:
+    def trainer_of(variant: str) -> PlainTrainer | Trainer:
         if variant == PUBLISHED:
-            return PlainTrainer(config, start.model, start.discriminators).step
+            return PlainTrainer(config, start.model, start.discriminators)
         trainer = Trainer(config, DEVICE)  # the same seed, so the same weights
+        if ON_GPU and variant == REWRITTEN:
+            use_plain_modules(trainer)
         for module in trainer.modules.values():
             choose_kernels(module, variant)
         trainer.make_optimizers()
-        return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
+        return trainer
 
     weights = [p for module in start.modules.values() for p in module.parameters()]
     # weights and two moments are read and written, the batch is read
     traffic = 6 * total_bytes(weights) + total_bytes([batch.frames, batch.audio])
 
     def subject(variant: str) -> Procedure:
-        step = stepper(variant)
-        return Procedure("step", lambda: step(batch, 0), lambda: losses(step, small), traffic)
+        trainer = trainer_of(variant)
+        step, call = stepper(trainer), functools.partial(stepper(trainer), batch, 0)
+        record = functools.partial(recorded, trainer, call)
+        return Procedure("step", call, lambda: losses(step, small), traffic, record)
 
     def oracle() -> dict[str, list[Tensor]]:
         exact = PlainTrainer(
@@ -249,6 +271,36 @@ def build_step(preset: str, variants: tuple[str, ...], dtype: str) -> Workload:
         return {"step": losses(exact.step, doubled)}
 
     return Workload({name: subject(name) for name in variants}, oracle, frames=clips * frames)
+
+
+def stepper(trainer: PlainTrainer | Trainer) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """A step by its batch and the seed of what is random in it."""
+    if isinstance(trainer, PlainTrainer):
+        return trainer.step
+    return lambda batch, seed: trainer.step(batch, torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def recorded(trainer: PlainTrainer | Trainer, call: Callable[[], Any]) -> Iterator[Callable]:
+    """The step captured in a graph, after the steps before that."""
+    trainer.record(must=True)
+    try:
+        for _ in range(WARM + 1):
+            call()
+        yield call
+    finally:
+        trainer.run = trainer.update
+
+
+def use_plain_modules(trainer: Trainer) -> None:
+    """Our update rule on PyTorch's own modules, the generator's skips once per clip."""
+    plain = rewritten(trainer.model)
+    for name, child in plain.named_children():
+        setattr(trainer.model, name, child)
+    for name, child in list(trainer.discriminators.named_children()):
+        setattr(trainer.discriminators, name, plain_copy(child))
+    for module in trainer.modules.values():
+        lay_out(module.to(DEVICE), DEVICE)
 
 
 def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> list[Tensor]:
@@ -262,12 +314,12 @@ def losses(step: Callable[[Batch, int], dict[str, Tensor]], batch: Batch) -> lis
 
 
 def random_batch(config: TrainConfig, clips: int, frames: int) -> Batch:
-    """Noise of a batch's shape."""
+    """Noise of a batch's shape, as a loader's batch lies on the device."""
     rng = torch.Generator().manual_seed(1)
     m = config.model
-    video = torch.rand(clips, frames, 3, m.height, m.width, generator=rng) * 2 - 1
+    video = torch.randint(256, (clips, frames, 3, m.height, m.width), generator=rng).byte()
     audio = torch.rand(clips, frames * m.samples_per_frame, generator=rng) * 2 - 1
-    return Batch(video.to(DEVICE), audio.to(DEVICE))
+    return to_device({"frames": video, "still": video[:, 0], "audio": audio}, DEVICE)
 
 
 def test_model(comparison: Comparison, run: str, variant: str, replay) -> None:

@@ -28,6 +28,27 @@ def synchronise(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """The same switches for every form: float32 is float32, and cuDNN tries its algorithms.
+
+    PyTorch has a switch for products and one for convolutions, and the latter begins with TF32: as
+    they are, one form would have its products in the one and another in the other.
+    """
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    tries = torch.backends.cudnn.benchmark
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tries
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+@contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
     """Empty caches of compiled kernels, so that a first call takes what it takes anyone."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

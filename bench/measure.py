@@ -1,9 +1,12 @@
 """One comparison: every variant of one computation, checked against the oracle, timed in turn.
 
 A round times each variant once, the next round begins with another one, so that a machine that
-slows down slows all of them. A speed-up is the median over the rounds of baseline / variant.
+slows down slows all of them. A speed-up is the median over the rounds of baseline / variant. On a
+GPU calls are timed by events, with operands that are in memory and not in the cache, as they are
+made from Python, and again captured in a graph, where the host's part is gone.
 """
 
+import contextlib
 import gc
 import statistics
 import time
@@ -16,7 +19,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import flops as _flops  # noqa: F401  (registers the formulas of our operators)
-from bench.machine import describe, synchronise
+from bench.machine import alike, describe, synchronise
+from bench.timing import capture, kernels_of, seconds_of
 
 PUBLISHED = "published"
 COMPILED = "compile of published"
@@ -36,11 +40,19 @@ ROUNDS = (3, 60)
 FAR = 5
 
 
+#: Gives the call, and lets go of the graph at the end.
+Captured = contextlib.AbstractContextManager[Callable[[], Any]]
+
+
 class Subject(Protocol):
     """Something to time: ``run(name, prepare(name))``, of which ``run`` is timed."""
 
     def prepare(self, name: str) -> Any: ...
     def run(self, name: str, prepared: Any) -> Any: ...
+    def captured(self, name: str) -> Captured | None:
+        """On a GPU, the same call captured in a graph; None where that is not timed."""
+        ...
+
     def results(self) -> dict[str, list[Tensor]]:
         """What the oracle is compared with: results by pass."""
         ...
@@ -71,6 +83,11 @@ class Operator:
         result = self.function() if prepared is None else prepared
         return torch.autograd.grad(result, self.leaves, self.grad)
 
+    def captured(self, name: str) -> Captured | None:
+        if name == "backward":  # its graph would have to keep what a forward outside of it made
+            return None
+        return contextlib.nullcontext(capture(lambda: self.run(name, None)))
+
     def results(self) -> dict[str, list[Tensor]]:
         result = self.function()
         grads = list(torch.autograd.grad(result, self.leaves, self.grad))
@@ -91,7 +108,8 @@ class Operator:
 class Procedure:
     """A function that is called for what it does, such as a training step, in the pass ``name``.
 
-    ``traffic`` is the bytes that a call cannot do without reading or writing.
+    ``traffic`` is the bytes that a call cannot do without reading or writing; ``record`` gives the
+    same captured in a graph, if it can be.
     """
 
     def __init__(
@@ -100,14 +118,19 @@ class Procedure:
         call: Callable[[], Any],
         results: Callable[[], list[Tensor]],
         traffic: int,
+        record: Callable[[], Captured] | None = None,
     ):
         self.name, self.call, self.check, self.traffic = name, call, results, traffic
+        self.record = record
 
     def prepare(self, name: str) -> None:
         return None
 
     def run(self, name: str, prepared: None) -> Any:
         return self.call()
+
+    def captured(self, name: str) -> Captured | None:
+        return self.record() if self.record else None
 
     def results(self) -> dict[str, list[Tensor]]:
         return {self.name: self.check()}
@@ -164,6 +187,10 @@ class Row:
     rounds: int = 0
     speedup: float | None = None
     """Of this variant over the baseline; None for a variant that disagrees with the oracle."""
+    captured: float | None = None
+    """Median time in a CUDA graph."""
+    captured_speedup: float | None = None
+    capture_failure: str | None = None
     first_call: float | None = None
     error: float | None = None
     max_error: float | None = None
@@ -196,6 +223,11 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
     A variant that cannot run, or disagrees with the oracle, gets a row with a ``failure`` and no
     speed-up.
     """
+    with alike():
+        return _compare(comparison, seconds)
+
+
+def _compare(comparison: Comparison, seconds: float) -> list[Row]:
     torch.compiler.reset()  # a function that was compiled too often runs uncompiled, silently
     workload = comparison.build()
     device = comparison.device
@@ -240,8 +272,8 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
                 row.failure = f"error {row.error:.2g}, tolerance {comparison.tolerance:g}"
                 row.speedup = None
             subject = subjects[name]
-            form = COUNTED_AS.get(name, name)
-            form = form if form in subjects else name
+            forms = (COUNTED_AS[name], PUBLISHED) if name in COUNTED_AS else ()
+            form = next((form for form in forms if form in subjects), name)
             parts = ("forward", "backward") if run == "both" else (run,)
             for part in parts:
                 if (form, part) not in counted:
@@ -254,8 +286,38 @@ def compare(comparison: Comparison, seconds: float = 1.0) -> list[Row]:
                 row.frames_per_second = workload.frames / row.median
             if workload.frames and workload.rate:
                 row.real_time = workload.frames / row.median / workload.rate
+    if device.type == "cuda":
+        for row in rows:
+            if row.failure is None:
+                time_captured(row, workload.subjects[row.variant], device, seconds)
+        _fill_captured_speedups(rows, comparison.variants[0])
     gc.collect()
     return rows
+
+
+def time_captured(row: Row, subject: Subject, device: torch.device, seconds: float) -> None:
+    """The median time of the row's call in a graph, one variant at a time: a graph keeps memory."""
+    try:
+        captured = subject.captured(row.run)
+        if captured is None:
+            return
+        with captured as call:
+            trial = seconds_of(call, device, launched=True)
+            rounds = max(ROUNDS[0], min(ROUNDS[1], int(seconds / max(1e-6, trial))))
+            times = [seconds_of(call, device, launched=True) for _ in range(rounds)]
+            row.captured = statistics.median(times)
+    except Exception as error:
+        row.capture_failure = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _fill_captured_speedups(rows: Sequence[Row], baseline: str) -> None:
+    base = {row.run: row.captured for row in rows if row.variant == baseline}
+    for row in rows:
+        if row.captured and base.get(row.run):
+            row.captured_speedup = base[row.run] / row.captured
 
 
 def interleave(
@@ -271,11 +333,7 @@ def interleave(
     def time_once(name: str) -> float:
         subject = subjects[name]
         prepared = subject.prepare(run)
-        synchronise(device)
-        start = time.perf_counter()
-        subject.run(run, prepared)
-        synchronise(device)
-        return time.perf_counter() - start
+        return seconds_of(lambda: subject.run(run, prepared), device)
 
     def try_out(name: str) -> float:
         first = time_once(name)
@@ -376,15 +434,4 @@ def count_launches(subject: Subject, run: str, device: torch.device) -> int | No
     if device.type != "cuda":
         return None
     prepared = subject.prepare(run)
-    torch.cuda.synchronize(device)
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        subject.run(run, prepared)
-        torch.cuda.synchronize(device)
-    kernels = [
-        event
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and not event.name.startswith(("Memcpy", "Memset"))
-    ]
-    return len(kernels)
+    return sum(map(len, kernels_of(lambda: subject.run(run, prepared), device).values()))

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MARKERS = "<!-- bench:start -->", "<!-- bench:end -->"
 OURS = ("rewritten", "compile of rewritten", "folded", "triton", "cuda")
 PEERS = ("published", "compile of published", "tensorly")
+#: On a GPU the rewritten form is plain PyTorch, and one more to be held against.
+REWRITTEN = ("rewritten", "compile of rewritten")
 #: The README's rows: group, beginning of the case, dtype.
 SHORT = (
     *(("fusion", f"{form}, paper", "float32") for form in FUSED),
@@ -124,29 +126,52 @@ DETAIL_HEADER = (
 )
 
 
-def passes(results: Results) -> dict[tuple[str, ...], dict[str, float]]:
-    """By group, case, dtype and pass: the median of every variant that agreed with the oracle."""
+def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A full table, its header first; with times in CUDA graphs where there are any."""
+    lines = [list(DETAIL_HEADER), *map(detail, rows)]
+    if any(row.get("captured") for row in rows):
+        lines[0] += ["in a graph, ms", "speed-up in a graph"]
+        for line, row in zip(lines[1:], rows, strict=True):
+            line.append(number(row.get("captured"), 1e3))
+            line.append(number(row.get("captured_speedup"), unit="×"))
+    return lines
+
+
+def sides(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The variants that are ours on this kind of machine, and the peers."""
+    if results.head["machine"]["kind"] == "cpu":
+        return OURS, PEERS
+    return tuple(v for v in OURS if v not in REWRITTEN), (*PEERS, *REWRITTEN)
+
+
+def passes(results: Results, time: str = "median") -> dict[tuple[str, ...], dict[str, float]]:
+    """By group, case, dtype and pass: the time of every variant that agreed with the oracle.
+
+    ``time`` is "median", of calls from Python, or "captured", in a CUDA graph.
+    """
+    ours, peers = sides(results)
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for row in results.rows:
-        if row["speedup"] and row["group"] != "growth":
+        if row["speedup"] and row["group"] != "growth" and row.get(time):
             at = row["group"], row["case"], row["dtype"], row["run"]
-            found.setdefault(at, {})[row["variant"]] = row["median"]
+            found.setdefault(at, {})[row["variant"]] = row[time]
     return {
         at: times
         for at, times in found.items()
-        if any(v in times for v in OURS) and any(v in times for v in PEERS)
+        if any(v in times for v in ours) and any(v in times for v in peers)
     }
 
 
 def losses(results: Results) -> list[str]:
     """A line for every pass in which our best form is slower than the best peer."""
-    lines = []
-    for (group, case, dtype, run), times in passes(results).items():
-        best = min((v for v in OURS if v in times), key=times.__getitem__)
-        peer = min((v for v in PEERS if v in times), key=times.__getitem__)
-        if times[best] > times[peer]:
-            share = times[peer] / times[best]
-            lines.append(f"- {group} {case}, {dtype}, {run}: {best} is {share:.2f}× {peer}")
+    lines, (ours, peers) = [], sides(results)
+    for time, how in (("median", ""), ("captured", ", in a graph")):
+        for (group, case, dtype, run), times in passes(results, time).items():
+            best = min((v for v in ours if v in times), key=times.__getitem__)
+            peer = min((v for v in peers if v in times), key=times.__getitem__)
+            if times[best] > times[peer]:
+                share, at = times[peer] / times[best], f"{group} {case}, {dtype}, {run}{how}"
+                lines.append(f"- {at}: {best} is {share:.2f}× {peer}")
     return lines
 
 
@@ -156,8 +181,8 @@ def markdown(results: Results) -> str:
     lost = losses(results)
     lines += ["## Where we lose", "", *(lost or ["Nowhere in this run."]), ""]
     for group in dict.fromkeys(row["group"] for row in results.rows):
-        rows = [detail(row) for row in results.find(group=group)]
-        lines += [f"## {group.capitalize()}", "", *table(rows, DETAIL_HEADER), ""]
+        header, *rows = details(results.find(group=group))
+        lines += [f"## {group.capitalize()}", "", *table(rows, header), ""]
     return "\n".join(lines)
 
 
@@ -171,11 +196,12 @@ def page(results: Results) -> str:
     lost = losses(results)
     items = "".join(f"<li>{html.escape(line.removeprefix('- '))}</li>" for line in lost)
     body.append(f"<h2>Where we lose</h2>\n<ul>{items or '<li>Nowhere in this run.</li>'}</ul>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in DETAIL_HEADER)
     for group in dict.fromkeys(row["group"] for row in results.rows):
+        header, *rows = details(results.find(group=group))
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         cells = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in detail(row)) + "</tr>\n"
-            for row in results.find(group=group)
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+            for row in rows
         )
         body.append(f"<h2>{html.escape(group.capitalize())}</h2>\n<table><tr>{head}</tr>{cells}")
         body.append("</table>")
@@ -227,14 +253,17 @@ def ratio(row: dict[str, Any] | None) -> str:
 def in_short(results: Results) -> list[str]:
     """The README's section of one machine: the table, how often we lose, speed of streaming."""
     lost, all_passes = losses(results), passes(results)
-    lines = [" ".join(circumstances(results)[:2]), "", *summary(results, SHORT), ""]
+    on_cpu = results.head["machine"]["kind"] == "cpu"
+    wanted = [(group, case, dtype if on_cpu else "bfloat16") for group, case, dtype in SHORT]
+    shown = summary(results, list(dict.fromkeys(wanted)))
+    lines = [" ".join(circumstances(results)[:2]), "", *shown, ""]
     text = (
         f"Our best form is slower than the best peer in {len(lost)} of {len(all_passes)} passes, "
         "[listed here](docs/performance.md)."
     )
     frames = [
         row
-        for row in results.find(group="inference", dtype="float32")
+        for row in results.find(group="inference", dtype="float32" if on_cpu else "bfloat16")
         if row["case"] == "paper, frame by frame" and row["speedup"] and row["variant"] in OURS
     ]
     if frames:

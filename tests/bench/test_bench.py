@@ -30,9 +30,10 @@ from bench.measure import (
     interleave,
     peak_memory,
 )
+from bench.plain_trainer import PlainTrainer
 from bench.report import ROOT, SHORT, generated, markdown, page, replace_between, write_docs
 from bench.results import ResultsError, read_results, regressions
-from bench.straightforward import PlainTrainer, published_fusion
+from bench.straightforward import published_fusion
 from polyfusion.nn import make_fusion
 from polyfusion.ops import reference
 from tests.train.helpers import CONFIG, batch
