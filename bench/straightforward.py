@@ -19,7 +19,8 @@ from polyfusion.nn import CMFFusion, NormActivation, merge_skip_weight
 from polyfusion.ops import reference
 from train.config import TrainConfig
 from train.device import Batch
-from train.trainer.gan import choose, take_audio, take_frames
+from train.trainer.draws import Choice, choose, send
+from train.trainer.gan import take_audio, take_frames
 
 
 class PlainNorm(nn.BatchNorm2d):
@@ -187,6 +188,7 @@ class PlainTrainer:
         n, stride, samples = size.snippet_frames, size.samples_per_frame, size.window
         rng = torch.Generator().manual_seed(seed)
         choice = choose(len(batch.frames), batch.frames.shape[1], n, rng)
+        choice = Choice(*send(list(choice), batch.frames.device))
         state = rng.get_state()
         speech = take_audio(batch.audio, choice.snippet, stride, samples)
         shifted = take_audio(batch.audio, choice.shifted, stride, samples)

@@ -149,7 +149,8 @@ class SyncDiscriminator(nn.Module):
 
     def see(self, frames: Tensor) -> Tensor:
         """Embed snippets (B, n, 3, H, W) → (B, sync_dim)."""
-        return self.video(frames.flatten(1, 2))
+        stacked = frames.permute(0, 3, 4, 1, 2).flatten(3)  # one copy: (B, H, W, n·3)
+        return self.video(stacked.permute(0, 3, 1, 2))
 
     def compare(self, video: Tensor, audio: Tensor) -> Tensor:
         """Two embeddings (B, sync_dim) → logits (B,)."""

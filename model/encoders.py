@@ -99,13 +99,19 @@ class NoiseEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dim, self.std = config.noise_dim, config.noise_std
-        self.rnn = GRU(self.dim, self.dim, batch_first=True)
+        self.config = config
+        self.rnn = GRU(config.noise_dim, config.noise_dim, batch_first=True)
 
     def sample(self, batch: int, frames: int, rng: torch.Generator | None = None) -> Tensor:
-        """Draw e (B, T, n) ~ N(0, σ²), on the CPU so that every device sees the same."""
-        noise = torch.randn(batch, frames, self.dim, generator=rng) * self.std
-        return noise.to(next(self.parameters()).device)
+        """Draw e (B, T, n) by :func:`draw_noise`, on the encoder's device."""
+        return draw_noise(self.config, batch, frames, rng).to(next(self.parameters()).device)
 
     def forward(self, noise: Tensor) -> Tensor:
         return torch.tanh(self.rnn(noise)[0])
+
+
+def draw_noise(
+    config: ModelConfig, batch: int, frames: int, rng: torch.Generator | None = None
+) -> Tensor:
+    """Draw e (B, T, n) ~ N(0, σ²), on the CPU so that every device sees the same."""
+    return torch.randn(batch, frames, config.noise_dim, generator=rng) * config.noise_std

@@ -39,5 +39,5 @@ class LipsEncoder(nn.Module):
 
 def exaggerate(lips: Tensor, gain: float) -> Tensor:
     """Shapes of the lips (B, T, 3) that depart from the mean ``gain`` times as far."""
-    mean = torch.tensor(MEAN, dtype=lips.dtype, device=lips.device)
+    mean = torch.cat([lips.new_full((1,), value) for value in MEAN])  # made where it is needed
     return mean + gain * (lips - mean)

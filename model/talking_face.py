@@ -78,6 +78,7 @@ class TalkingFace(nn.Module):
         rng: torch.Generator | None = None,
         *,
         context: int = 0,
+        noise: Tensor | None = None,
         eyes: Tensor | None = None,
         lips: Tensor | None = None,
     ) -> Tensor:
@@ -86,8 +87,10 @@ class TalkingFace(nn.Module):
         Args:
             still: (B, 3, H, W) in [−1, 1].
             audio: (B, N) in [−1, 1] at ``config.sample_rate``.
-            rng: source of the noise and the blinks, for reproducible videos.
+            rng: source of the noise and the blinks, for reproducible videos; not asked if both are
+                given.
             context: frames of ``audio`` at both ends that are heard and not shown.
+            noise: (B, T, n) what :func:`model.encoders.draw_noise` draws; drawn if not given.
             eyes: (B, T) how far the eyes are closed, 0 to 1, for a model with ``config.eyes``;
                 drawn at random if not given.
             lips: (B, T, 3) shape of the lips, for a model with ``config.lips``; foretold by the
@@ -104,7 +107,9 @@ class TalkingFace(nn.Module):
             speech = torch.cat([speech, lips.to(speech) / SPREAD], -1)
         identity, skips = self.identity(still)  # (B, d)
         batch, frames, _ = speech.shape
-        noise = self.noise(self.noise.sample(batch, frames, rng))
+        if noise is None:
+            noise = self.noise.sample(batch, frames, rng)
+        noise = self.noise(noise)
         if self.config.eyes:
             if eyes is None:
                 eyes = draw_eye_closure(batch, frames, self.config.fps, rng)

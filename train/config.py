@@ -36,6 +36,8 @@ RESUMABLE = {
     "patience",
     "resume",
     "profile",
+    "graph",
+    "recompute",
 }
 #: What has to be at least 1, and at least 0.
 POSITIVE = (
@@ -210,6 +212,12 @@ class TrainConfig:
     the learning rate falls in each of the two stages."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the computation; auto takes bf16 autocast on a GPU and fp32 on a CPU."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Record the GAN's step in a CUDA graph after some steps and launch it as a whole; auto does so
+    where it can be done and says why elsewhere."""
+    recompute: Literal["auto", "on", "off"] = "auto"
+    """Make the generator's activations again in the backward instead of keeping them; auto keeps
+    them on a GPU if they take less than a tenth of its memory."""
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0

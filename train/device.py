@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyfusion.dispatch import interpreted, resolve
 from train.errors import UserError
@@ -63,8 +63,19 @@ def in_interpreter(kernels: str, device: torch.device) -> bool:
     return resolve(kernels, [torch.empty(0, device=device)]) == "triton" and interpreted()
 
 
+def lay_out(module: nn.Module, device: torch.device) -> None:
+    """On a GPU, give the weights of convolutions the memory format of their maps: channels last.
+
+    Values and shapes stay. On a CPU the stride-2 layers are faster without.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in module.parameters():
+        if device.type != "cpu" and weight.ndim in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
+
+
 def to_device(items: Mapping[str, Tensor], device: torch.device, context: int = 0) -> Batch:
-    """Move a loader's batch and scale its frames to [−1, 1].
+    """Move a loader's batch and scale its frames to [−1, 1]; channels last in a GPU's memory.
 
     Args:
         items: ``frames`` (B, T, 3, H, W) and ``still`` (B, 3, H, W) uint8, ``audio`` (B, N), and
@@ -72,7 +83,11 @@ def to_device(items: Mapping[str, Tensor], device: torch.device, context: int = 
         context: frames of ``audio`` beyond both ends of ``frames``.
     """
     moved = {name: value.to(device, non_blocking=True) for name, value in items.items()}
-    frames, still = (moved[name].float().div_(127.5).sub_(1) for name in ("frames", "still"))
+    if device.type != "cpu":
+        for name in ("frames", "still"):
+            maps = moved[name].flatten(0, -4).contiguous(memory_format=torch.channels_last)
+            moved[name] = maps.view(moved[name].shape)
+    frames, still = (moved[name].div(127.5).sub_(1) for name in ("frames", "still"))
     return Batch(frames, moved["audio"], still, context, moved.get("eyes"), moved.get("lips"))
 
 

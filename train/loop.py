@@ -49,6 +49,7 @@ from train.run.samples import write_comparison, write_grid
 from train.run.stopping import stopping, tell
 from train.source import find_data
 from train.trainer import BaseTrainer, make_trainer
+from train.trainer.graph import why_not_recorded
 from train.trainer.losses import bottom_half, l1_loss
 
 SAMPLED_CLIPS = 4
@@ -74,6 +75,8 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     device = pick_device(config.device)
     if in_interpreter(config.kernels, device):
         torch.set_num_threads(1)  # Python's thread is the busy one; others would spin beside it
+    torch.backends.cudnn.benchmark = True  # on a GPU; every step has the same sizes
+    not_recorded = why_not_recorded(config, device)
     root = find_data(config)
     config = identify(config.located(), root)
     trainer = make_trainer(config, device)
@@ -98,6 +101,8 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
             load_encoders(trainer.model, Path(config.encoders))
         trainer.model.freeze_encoders()
     trainer.make_optimizers()
+    if not_recorded is None:
+        trainer.record(must=config.graph == "on")
     start = resume(trainer, config.resume) if config.resume else 0
     if start >= config.steps:
         raise UserError(
@@ -115,7 +120,7 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
     stop = held.enter_context(stopping())
     run = config.resume or held.enter_context(claimed(config))
     write_record(run, config, device)
-    announce(config, trainer, clips, validation, run, device)
+    announce(config, trainer, clips, validation, run, device, not_recorded)
     log = MetricsLog(run, start)
     speakers = [clip["speaker"] for clip in clips.clips]
     sampler = StepSampler(
@@ -139,9 +144,10 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
                     batch = to_device(item, device, clips.context)
                 trainer.anneal((step - 1) / config.steps)
                 rng = torch.Generator().manual_seed(config.seed + 7919 * step)
+                torch.manual_seed(config.seed + 7919 * step + 1)  # for dropout and other voices
                 terms = trainer.step(batch, rng)
                 trainer.update_average(step)
-                finite &= torch.stack([v.isfinite() for v in terms.values()]).all()
+                finite &= torch.stack(list(terms.values())).isfinite().all()
                 if not stop.code:  # who shows the bar may have had the same signal, and be gone
                     bar.update()
 
@@ -149,7 +155,8 @@ def _train(config: TrainConfig, held: ExitStack) -> Path:
                 if step == start + 1 or step % config.log_every == 0 or last:
                     with trainer.section("logging"):
                         check_finite(finite, terms, step, saved, run)
-                        metrics = {name: value.item() for name, value in terms.items()}
+                        values = torch.stack(list(terms.values())).tolist()
+                        metrics = dict(zip(terms, values, strict=True))
                         seconds = time.perf_counter() - began
                         metrics["speed/clips_per_s"] = (step - start) * config.batch_size / seconds
                         metrics["speed/data_wait_share"] = waited / seconds
@@ -306,6 +313,7 @@ def announce(
     validation: PreparedSet,
     run: Path,
     device: torch.device,
+    not_recorded: str | None,
 ) -> None:
     """The first lines of output: what was chosen."""
     size = config.model
@@ -316,6 +324,9 @@ def announce(
     precision = "bf16 autocast" if trainer.autocast._enabled else "fp32"
     ours = config.system == "polyfusion"
     name = f"fusion {config.fusion}" if ours else "Speech2Vid"
+    launched = f"in pieces ({not_recorded})" if not_recorded else "recorded in a CUDA graph"
+    again = getattr(trainer, "recompute", False)
+    activations = f"activations {'made again' if again else 'kept'} for the backward"
     print(
         f"polyfusion  {config.preset} preset, {name}, kernels {kernels}, "
         f"{device} {precision}\n"
@@ -324,6 +335,7 @@ def announce(
         f"  data      {clips.root}: {len(clips)} clips of {len(clips.speakers)} speakers{left_out},"
         f" {len(validation)} to validate ({config.validation_split})\n"
         f"  training  {config.steps} steps of {config.batch_size} clips × {config.frames} frames\n"
+        f"  step      {launched}; {activations}\n"
         f"  run       {run}",
         flush=True,
     )

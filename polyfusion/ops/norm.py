@@ -2,10 +2,9 @@
 
 Shapes: u (B·T, C, H, W); s (B, C, H, W) or None; n = B·T·H·W values per channel.
 
-Neither u + s nor the result is kept for the backward, and the convolution that takes the result
-need not keep it either (:mod:`polyfusion.ops.recompute`): of each layer only u is. The forward
-allocates its result and the backward du, nothing else of that size. On a CPU that is where the time
-goes: touching fresh memory costs ten times as much as a pass of arithmetic over memory in use.
+The fused kernels keep neither u + s nor the result for the backward, and the convolution that takes
+the result need not keep it either (:mod:`polyfusion.ops.recompute`): of each layer only u is. The
+forward allocates its result and the backward du, nothing else of that size.
 """
 
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.dispatch import DTYPES, backend, resolve, transformed
-from polyfusion.kernels.eager.norm import CHANNELS, norm_plain
-from polyfusion.kernels.layout import Norm, per_clip, sum_dtype
+from polyfusion.dispatch import DTYPES, backend, resolve
+from polyfusion.kernels.eager.norm import norm
+from polyfusion.kernels.layout import Norm, sum_dtype
 from polyfusion.ops.register import register
 from polyfusion.ops.views import (
     check_alike,
@@ -70,21 +69,10 @@ def norm_activation(
     check_number("slope", slope)
     chosen = resolve(kernels, [u])
     call = Norm(u, s, weight, bias, mean, var, mean is None, eps, slope)
-    if mean is None or var is None:
-        if chosen == "eager" and transformed():
-            return norm_plain(call), *_plain_statistics(u, s)
-        return norm_op(*call, chosen)
-    y = norm_plain(call) if chosen == "eager" else norm_op(*call, chosen)[0]
-    return y, mean, var
-
-
-def _plain_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of u + s in operators that can be transformed; no derivative."""
-    x = u.detach()
-    if s is not None:
-        x = (per_clip(x, s.shape[0]) + s.detach().unsqueeze(1)).flatten(0, 1)
-    var, mean = torch.var_mean(x.to(sum_dtype(x)), CHANNELS, correction=0)
-    return mean, var
+    if chosen == "eager":
+        return norm(call)
+    y, batch_mean, batch_var = norm_op(*call, chosen)
+    return (y, batch_mean, batch_var) if mean is None or var is None else (y, mean, var)
 
 
 def norm_statistics(
@@ -225,7 +213,7 @@ norm_op = register(
     forward=_forward,
     fake=_fake,
     backward=_backward,
-    eager=lambda *values: norm_plain(Norm(*values)),
+    eager=lambda *values: norm(Norm(*values))[0],
     returns="(Tensor, Tensor, Tensor)",
     saved="Tensor mean, Tensor var, bool batch, float eps, float slope",
     keep=_keep,

@@ -13,13 +13,15 @@ is kept where someone else's hooks decide what is (``torch.utils.checkpoint``), 
 *What is made again is what was dropped.* The sources are the same: had one been modified since, the
 versions would differ and the backward raises, as autograd does for what it saves. The statistics
 are those that the forward used, so nothing is summed again, and what remains is arithmetic on each
-value by itself. With the Triton and the CUDA kernels that is the same launch, and the result is
-equal to the last bit. PyTorch's batch normalisation does not give out the 1/σ that it multiplied
-by; made from the variance again it can differ in the last bit, and so can y.
+value by itself: the same launch, whose result is equal to the last bit.
+
+PyTorch's own operators, ``kernels="eager"``, keep what they keep: they are faster for it. Where
+there is memory to spare, :func:`keep_activations` saves the fused ones the time that this takes.
 """
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +29,18 @@ from torch import Tensor
 
 from polyfusion.ops.norm import norm_op
 from polyfusion.ops.register import restore
+
+_kept = ContextVar("polyfusion_activations_kept", default=False)
+
+
+@contextlib.contextmanager
+def keep_activations(keep: bool = True) -> Iterator[None]:
+    """Within, operators keep every activation for their backward, and make none of them again."""
+    token = _kept.set(keep)
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 @contextlib.contextmanager
@@ -65,7 +79,7 @@ def recompute_activation(y: Tensor) -> Iterator[None]:
 
 def _sources(y: Tensor) -> tuple[Any, ...] | None:
     """The arguments of ``norm_op`` that make ``y`` again, or None if it must be kept."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _kept.get():
         return None
     node: Any = y.grad_fn
     # norm_op's autograd marks its nodes with the version of the result that they handed out.

@@ -18,7 +18,7 @@ from polyfusion.nn import (
     merge_skip_weight,
     split_skip_weight,
 )
-from polyfusion.ops import conv, recompute
+from polyfusion.ops import conv
 from polyfusion.ops.reference import (
     generator_reference,
     skip_conv_block_reference,
@@ -262,73 +262,6 @@ def test_empty_batch(kernels):
     assert y.shape == (0, 3, 16, 12)
     y.sum().backward()
     assert x.grad.shape == x.shape
-
-
-def test_each_layer_keeps_one_map(monkeypatch):
-    """In eager training a layer keeps what it normalised, and nothing else of that size."""
-    blocks = [SkipConvBlock(32), UpConvBlock(32, 16), SkipConvBlock(16), FinalBlock(16)]
-    x, skips = torch.randn(8, 32, 16, 12), (torch.randn(1, 32, 16, 12), torch.randn(1, 16, 32, 24))
-    kept = {}
-    monkeypatch.setattr(recompute, "_hooked", lambda: False)  # the hooks below only watch
-
-    def keep(tensor):
-        if tensor.numel() > 30_000:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y = blocks[2](blocks[1](blocks[0](x, skips[0])), skips[1])
-        blocks[3](y)
-    small, large = 8 * 32 * 16 * 12, 8 * 16 * 32 * 24
-    assert sorted(kept.values()) == sorted([small, small, large, large, 8 * 3 * 64 * 48])
-
-
-def test_recomputed_activation_outlives_its_own_backward():
-    """A second use of an activation can run its backward after the first has freed the layer."""
-    norm_source, one, other = SkipConvBlock(4), UpConvBlock(4, 2), UpConvBlock(4, 3)
-    y = norm_source(torch.randn(3, 4, 4, 3), torch.randn(1, 4, 4, 3))
-    first, second = one(y), other(y)
-    first.sum().backward()
-    (gradient,) = torch.autograd.grad(second.square().sum(), other.weight)
-    y = y.detach().requires_grad_()
-    (expected,) = torch.autograd.grad(other(y).square().sum(), other.weight)
-    assert relative_error(gradient, expected) < 1e-5
-
-
-def activation(channels=4):
-    """u, the normalisation's weight, y made of them, and the weight of a layer to follow."""
-    u = torch.randn(3, channels, 4, 3, requires_grad=True)
-    weight = torch.randn(channels, requires_grad=True)
-    y, *_ = ops.norm_activation(u, None, weight, torch.zeros(channels))
-    return u, weight, y, torch.randn(channels, 2, 4, 4, requires_grad=True)
-
-
-@pytest.mark.parametrize("changed", [0, 1], ids=["u", "weight"])
-def test_a_source_that_changed_is_not_recomputed_from(changed):
-    *sources, y, weight = activation()
-    result = ops.final_block(y, weight)
-    with torch.no_grad():
-        sources[changed].mul_(3)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(result.sum(), weight)
-
-
-def test_an_activation_that_changed_is_kept_as_it_is():
-    *_, y, weight = activation()
-    with torch.no_grad():
-        y.mul_(2)
-    (gradient,) = torch.autograd.grad(ops.final_block(y, weight).sum(), weight)
-    (expected,) = torch.autograd.grad(ops.final_block(y.detach(), weight).sum(), weight)
-    assert relative_error(gradient, expected) < 1e-6
-
-
-def test_an_activation_can_be_used_after_its_graph_is_freed():
-    *_, y, weight = activation()
-    y.sum().backward()
-    expected = ops.final_block(y.detach(), weight)
-    with torch.no_grad():
-        assert torch.equal(ops.final_block(y, weight), expected)
-    assert torch.equal(ops.final_block(y, weight), expected)
 
 
 def test_checkpointing_runs_a_block_twice():

@@ -9,7 +9,8 @@ import torch
 from tests.train.helpers import CONFIG, batch, trainer
 from train.config import PRESETS, LossConfig
 from train.metrics.quality import psnr
-from train.trainer.gan import choose, generator_term, take_audio, take_frames
+from train.trainer.draws import choose
+from train.trainer.gan import generator_term, take_audio, take_frames
 from train.trainer.losses import (
     bottom_half,
     fake_loss,
@@ -84,10 +85,10 @@ def test_shifted_audio_of_short_clips_is_as_far_as_it_goes():
 
 
 def test_snippets_take_matching_video_and_audio():
-    video = torch.arange(2 * 6).view(2, 6, 1)
+    video = torch.arange(2 * 6).view(2, 6, 1, 1, 1)
     audio = torch.arange(2 * 60).view(2, 60)
     start = torch.tensor([1, 3])
-    assert take_frames(video, start, 2).squeeze(-1).tolist() == [[1, 2], [9, 10]]
+    assert take_frames(video, start, 2).squeeze().tolist() == [[1, 2], [9, 10]]
     assert take_audio(audio, start, 10, 20)[:, 0].tolist() == [10, 90]
 
 
@@ -139,10 +140,10 @@ def test_the_videos_gradient_is_summed_in_float32(monkeypatch):
     seen = []
     logits = t._logits
 
-    def spy(name, data, choice, video):
+    def spy(name, data, draws, video):
         if video.requires_grad:
             video.register_hook(lambda grad: seen.append((video.dtype, grad.dtype)))
-        return logits(name, data, choice, video)
+        return logits(name, data, draws, video)
 
     monkeypatch.setattr(t, "_logits", spy)
     t.step(batch(), torch.Generator().manual_seed(0))

@@ -50,9 +50,11 @@ def test_a_run_leaves_checkpoint_logs_pictures_and_a_video_with_sound(data, tmp_
     assert configuration.load_config(out).steps == 4
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("encoder", ["raw", "mel"])
+def test_a_resumed_run_equals_an_uninterrupted_one(encoder, data, tmp_path, monkeypatch):
+    """In what the networks draw themselves too, as the mel encoder does."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    common = [*TINY, "--data", str(data)]
+    common = [*TINY, "--data", str(data), "--model.audio-encoder", encoder]
     assert run([*common, "--out", str(whole), "--steps", "4"], monkeypatch) == 0
     assert run([*common, "--out", str(parts), "--steps", "2"], monkeypatch) == 0
     assert run(["--resume", str(parts), "--steps", "4"], monkeypatch) == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model import Speech2Vid, TalkingFace
 from train.config import TrainConfig
-from train.device import Batch
+from train.device import Batch, lay_out
 
 
 def build_model(config: TrainConfig) -> nn.Module:
@@ -34,8 +34,11 @@ class BaseTrainer:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
         self.model: Any = build_model(config).to(device)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        lay_out(self.model, device)
+        self.bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and device.type == "cuda"
+        )
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
         #: What a checkpoint holds, by name.
         self.modules: dict[str, nn.Module] = {"model": self.model}
         #: The model that is shown, measured and kept for use: its running average, if asked for.
@@ -56,15 +59,25 @@ class BaseTrainer:
     def make_optimizers(self) -> None:
         """Create the optimisers, over what is trainable now (after freezing, before loading)."""
         code = {p for p in self.code_parameters() if self.config.code_rate != 1}
+        on_gpu = self.device.type == "cuda"
         self.optimizers = {}
         for name, (module, lr) in self.rates().items():
             trainable = [p for p in module.parameters() if p.requires_grad]
             groups: list[dict[str, Any]] = [
-                {"params": [p for p in trainable if p not in code]},
-                {"params": [p for p in trainable if p in code], "lr": self.config.code_rate * lr},
+                {"params": [p for p in trainable if p not in code], "initial_lr": lr},
+                {
+                    "params": [p for p in trainable if p in code],
+                    "initial_lr": self.config.code_rate * lr,
+                },
             ]
             groups = [group for group in groups if group["params"]]
-            self.optimizers[name] = torch.optim.Adam(groups, lr, self.config.betas, fused=True)
+            for group in groups:
+                group["lr"] = group["initial_lr"]
+                if on_gpu:  # where a recorded step reads it
+                    group["lr"] = torch.tensor(group["lr"], device=self.device)
+            self.optimizers[name] = torch.optim.Adam(
+                groups, betas=self.config.betas, fused=True, capturable=on_gpu
+            )
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -75,12 +88,11 @@ class BaseTrainer:
         if self.average is self.model:
             return
         share = max(1 - self.config.average, 1 / (step + 1))
-        current = self.model.state_dict()
-        for name, value in self.average.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(current[name], share)
-            else:
-                value.copy_(current[name])
+        average, current = self.average.state_dict(), self.model.state_dict()
+        means = [name for name, value in average.items() if value.is_floating_point()]
+        counts = average.keys() - set(means)
+        torch._foreach_lerp_([average[k] for k in means], [current[k] for k in means], share)
+        torch._foreach_copy_([average[k] for k in counts], [current[k] for k in counts])
 
     def anneal(self, progress: float) -> None:
         """Set the learning rates for a run that is ``progress`` (0 to 1) done."""
@@ -88,8 +100,15 @@ class BaseTrainer:
         factor = min(1.0, (1 - progress) / share) if share else 1.0
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-                group["lr"] = group["initial_lr"] * factor
+                rate = group["initial_lr"] * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+
+    def record(self, must: bool = False) -> None:
+        """Record what the steps compute in a CUDA graph; a failure is an error with ``must``."""
+        raise NotImplementedError
 
     def step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Update the parameters once; return every loss term, "loss/…" (0-d tensors)."""
