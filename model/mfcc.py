@@ -102,7 +102,13 @@ class SpeechWindows(nn.Module):
         self.mfcc, self.stride = MFCC(sample_rate), stride
         self.span = (self.columns - 1) * self.mfcc.hop + self.mfcc.frame  # samples of a window
 
-    def forward(self, audio: Tensor) -> Tensor:
+    @property
+    def context(self) -> int:
+        """Frames of sound that a window reaches beyond its frame, at either end."""
+        return -(-(self.span - self.stride) // 2 // self.stride)
+
+    def forward(self, audio: Tensor, context: int = 0) -> Tensor:
+        """``context`` frames of sound at both ends are heard and get no window."""
         count, hop = audio.shape[1] // self.stride, self.mfcc.hop
         if count == 0:
             raise ValueError(
@@ -112,5 +118,6 @@ class SpeechWindows(nn.Module):
         left = (self.span - self.stride) // 2
         right = starts[-1] * hop + self.span - left - audio.shape[1]
         cepstra = self.mfcc(nn.functional.pad(audio, (left, right)))[..., 1:]  # (B, M, 12)
-        index = torch.tensor(starts)[:, None] + torch.arange(self.columns)
+        index = torch.tensor(starts[context : count - context])[:, None]
+        index = index + torch.arange(self.columns)
         return cepstra[:, index.to(audio.device)].transpose(2, 3)

@@ -52,20 +52,31 @@ class Speech2Vid(nn.Module):
         self.generator.train(mode and not self._generator_frozen)
         return self
 
-    context = 0  # frames of sound beyond a clip's ends that it can make use of
+    @property
+    def context(self) -> int:
+        """Frames of sound beyond a clip's ends that it can make use of."""
+        return self.generator.speech.windows.context
 
-    def forward(self, still: Tensor, audio: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        still: Tensor,
+        audio: Tensor,
+        rng: torch.Generator | None = None,
+        *,
+        context: int = 0,
+    ) -> Tensor:
         """Animate stills.
 
         Args:
             still: (B, 3, H, W) in [−1, 1].
             audio: (B, N) in [−1, 1] at ``config.sample_rate``.
             rng: not used, nothing here is random.
+            context: frames of ``audio`` at both ends that are heard and not shown.
 
         Returns:
-            Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame).
+            Frames (B, T, 3, H, W) in [−1, 1], T = floor(N / config.samples_per_frame) − 2 context.
         """
-        return self.deblur(self.generator(still, audio)).clamp(-1, 1)
+        return self.deblur(self.generator(still, audio, context)).clamp(-1, 1)
 
 
 class BlurryGenerator(nn.Module):
@@ -100,9 +111,9 @@ class BlurryGenerator(nn.Module):
         )
         self.final = nn.ConvTranspose2d(w[0], 3, 5, 2, 2)
 
-    def forward(self, still: Tensor, audio: Tensor) -> Tensor:
+    def forward(self, still: Tensor, audio: Tensor, context: int = 0) -> Tensor:
         check_inputs(self.config, still, audio)
-        speech = self.speech(audio)  # (B, T, 256)
+        speech = self.speech(audio, context)  # (B, T, 256)
         identity, (pool1, conv2, pool2) = self.identity(still)
         x = self.mix_speech(speech) + self.mix_identity(identity).unsqueeze(1)
         x = self.first(x.relu().flatten(0, 1).unflatten(1, (2, *self.size)))
@@ -127,8 +138,8 @@ class SpeechEncoder(nn.Module):
         )
         self.head = _two_linear(w[-1] * 6 * 9, w[-1], out_dim)
 
-    def forward(self, audio: Tensor) -> Tensor:
-        windows = self.windows(audio)  # (B, T, 12, 35)
+    def forward(self, audio: Tensor, context: int = 0) -> Tensor:
+        windows = self.windows(audio, context)  # (B, T, 12, 35)
         x = self.convs(windows.flatten(0, 1).unsqueeze(1))
         return self.head(x.flatten(1)).unflatten(0, windows.shape[:2])
 

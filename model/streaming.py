@@ -23,10 +23,10 @@ PIECE = 25  # frames made at once, which bounds the memory
 
 def look_ahead(model: TalkingFace | Speech2Vid) -> int:
     """Frames of sound after a frame that have to be there before it can be made."""
-    stride = model.config.samples_per_frame
-    if isinstance(model, Speech2Vid):
-        return math.ceil((model.generator.speech.windows.span - stride) / 2 / stride)
     frames = model.context
+    if isinstance(model, Speech2Vid):
+        return frames
+    stride = model.config.samples_per_frame
     if isinstance(model.audio, AudioEncoder):
         frames = math.ceil((model.config.window - stride) / 2 / stride)
     return frames if model.lips is None else max(frames, model.lips.audio.context)
@@ -98,7 +98,7 @@ class Stream:
         self._buffer = self._buffer[count * self.stride :]
         self.made += count
         if isinstance(self._model, Speech2Vid):
-            return self._model(self._still, audio)[0, self.ahead : self.ahead + count]
+            return self._model(self._still, audio, context=self.ahead)[0]
         eyes = self._blinks.draw(count)[None] if self._model.config.eyes else None
         return self._model(self._still, audio, self._rng, context=self.ahead, eyes=eyes)[0]
 

@@ -216,8 +216,8 @@ class TrainConfig:
     """Record the GAN's step in a CUDA graph after some steps and launch it as a whole; auto does so
     where it can be done and says why elsewhere."""
     recompute: Literal["auto", "on", "off"] = "auto"
-    """Make the generator's activations again in the backward instead of keeping them; auto keeps
-    them on a GPU if they take less than a tenth of its memory."""
+    """Let the fused kernels on a GPU make the generator's activations again in the backward instead
+    of keeping them; auto keeps them if they take less than a tenth of the GPU's memory."""
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0

@@ -211,3 +211,20 @@ def test_the_deblurring_network_starts_as_the_identity():
     model = Speech2Vid(SMALL).eval()
     still, audio = inputs(SMALL)
     assert torch.equal(model(still, audio), model.generator(still, audio))
+
+
+def test_a_part_of_a_clip_is_heard_as_in_the_whole():
+    """Snippets of training are shorter than a window: cut off there, no window would be whole."""
+    model = Speech2Vid(SMALL, "eager").eval()
+    stride, context = SMALL.samples_per_frame, model.context
+    still, audio = torch.rand(1, 3, 32, 24), torch.rand(1, 20 * stride) - 0.5
+    heard = audio[:, (8 - context) * stride : (11 + context) * stride]
+    cut_off = audio[:, 8 * stride : 11 * stride]
+    windows = model.generator.speech.windows
+    part, whole = windows(heard, context), windows(audio)[:, 8:11]
+    assert (part - whole).abs().max() < 1e-3
+    assert (windows(cut_off) - whole).abs().max() > 1
+    with torch.no_grad():
+        frames, wanted = model(still, heard, context=context), model(still, audio)[:, 8:11]
+    assert frames.shape == wanted.shape
+    assert (frames - wanted).abs().max() < 1e-5

@@ -25,7 +25,7 @@ META = torch.device("meta")
 ASKS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal.default")
 MAKES = ("lift_fresh", "scalar_tensor")
 #: Operators of a step of the paper's size, a recurrent layer and a normalisation counted as one.
-LAUNCHES = 1300
+LAUNCHES = 1220
 
 
 class Watch(TorchDispatchMode):
@@ -54,13 +54,14 @@ class Watch(TorchDispatchMode):
         places = {x.device for x in tensors}
         away = places - {CPU}
         asks = name.startswith(ASKS)
-        if len(places) > 1:
+        filled = not name.startswith("empty")  # which moves nothing, and draws nothing
+        if len(places) > 1 and filled:
             self.crossings.append(bool((kwargs or {}).get("non_blocking")))
         if away and asks:
             self.asked.append(name)
         self.launches += bool(away) and not function.is_view
-        random = torch.Tag.nondeterministic_seeded in function.tags
-        if asks or name.startswith(MAKES) or random or len(places) > 1:
+        random = torch.Tag.nondeterministic_seeded in function.tags and filled
+        if asks or name.startswith(MAKES) or random or (len(places) > 1 and filled):
             self.wrong.append(name)
         if name.startswith(("clone", "copy_", "contiguous")):
             self.copies.append(given[-1])
@@ -123,7 +124,13 @@ def test_channels_are_last_from_the_frames_to_the_last_discriminator():
     t.update(data, draws)
     with Watch() as watch:
         t.update(data, draws)
-    assert watch.scattered == []
+    # But the gradients of the skips, a map a clip: PyTorch sums them over the frames as it likes.
+    m, clips = CONFIG.model, CONFIG.batch_size
+    skips = [
+        f"convolution_backward.default {(clips, c, m.height >> i, m.width >> i)}"
+        for i, c in enumerate(m.channels(m.base_channels), 1)
+    ]
+    assert set(watch.scattered) <= set(skips)
     stacked = data.frames[:, : CONFIG.model.snippet_frames].numel()
     windows = CONFIG.batch_size * CONFIG.frames * CONFIG.model.window
     # Snippets, their frames stacked as channels; windows of speech, which overlap.
@@ -155,7 +162,7 @@ def test_what_the_networks_draw_themselves_comes_from_the_source_that_a_graph_ad
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """Let a trainer run without values on a device that is not the host.
+    """Let a trainer run without values on a device that is not the host, with fused operators.
 
     Autocast and Adam's fused form know nothing of that device, and a recurrent layer, one operator
     on a GPU, is a loop there.
@@ -164,6 +171,7 @@ def on_meta(monkeypatch):
     from torch.utils import _foreach_utils as utils
 
     from model import recurrent
+    from polyfusion.ops import block, cp, final, norm
 
     class Recurrent(torch.autograd.Function):
         @staticmethod
@@ -175,6 +183,8 @@ def on_meta(monkeypatch):
         def backward(ctx, *gradients):
             return torch.empty_like(ctx.x), None
 
+    for module in (block, cp, final, norm):
+        monkeypatch.setattr(module, "resolve", lambda *_args, **_options: "cuda")
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
     supported = [*utils._get_fused_kernels_supported_devices(), "meta"]
     for module in (utils, adam, sys.modules["torch.optim.optimizer"]):
@@ -186,8 +196,7 @@ def on_meta(monkeypatch):
 
 
 def test_a_step_of_the_papers_size_crosses_to_the_device_once(on_meta):
-    config = dataclasses.replace(PRESETS["paper"], kernels="eager", precision="fp32")
-    config = dataclasses.replace(config, recompute="off")
+    config = dataclasses.replace(PRESETS["paper"], precision="fp32")
     with META:
         t = Trainer(config, META)
         t.make_optimizers()
@@ -332,30 +341,36 @@ def test_the_command_says_how_it_launches_a_step(data, tmp_path, monkeypatch, ca
     )
 
 
-def test_activations_are_kept_or_made_again():
-    """To the same result; what is made again is normalised once more."""
-    losses, made = [], []
-    for recompute in ("on", "off", "auto"):
-        config = dataclasses.replace(CONFIG, recompute=recompute, batch_size=2, frames=6)
-        t, data = trainer(config), batch(config)
-        draws = drawn(config)
+def test_activations_are_kept_or_made_again(on_meta):
+    """What is made again is normalised once more."""
+    made = []
+    for recompute in (True, False):
+        with META:
+            t = Trainer(CONFIG, META)
+            t.make_optimizers()
+            data = batch()
+        t.recompute = recompute
+        draws = drawn().to(META)
         with Watch() as watch:
-            losses.append(t.update(data, draws))
+            t.update(data, draws)
         made.append(watch.operators["polyfusion.norm_activation.default"])
-    assert made[0] == made[2] >= made[1] + 2 * CONFIG.model.depth - 1
-    for name, value in losses[0].items():
-        torch.testing.assert_close(losses[1][name], value, rtol=1e-5, atol=1e-6)
+    assert made[0] >= made[1] + 2 * CONFIG.model.depth - 1
 
 
-def test_a_gpu_keeps_activations_where_they_take_little(monkeypatch):
+def test_a_gpu_keeps_activations_where_they_take_little(on_meta, monkeypatch):
     """The paper's take 1.4 GB in bfloat16."""
-    values = gan.activations(PRESETS["paper"].model)
-    assert values == 565_248
-    for memory, expected in ((80e9, True), (12e9, False)):
+    config, gpu = PRESETS["paper"], torch.device("cuda")
+    assert gan.activations(config.model) == 565_248
+    monkeypatch.setattr(gan, "resolve", lambda kernels, _tensors: kernels.replace("auto", "triton"))
+    monkeypatch.setattr(torch, "empty", lambda *_args, **_options: None)
+    for memory, expected in ((80e9, False), (12e9, True)):
         found = type("Properties", (), {"total_memory": memory})
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _d, found=found: found)
-        assert gan.fits(16 * 75 * values * 2, torch.device("cuda")) == expected
-    assert not gan.fits(1, CPU)
+        assert gan.recomputes(config, gpu, True) == expected
+    for device, changes in ((CPU, {}), (gpu, {"kernels": "eager"}), (gpu, {"recompute": "off"})):
+        assert not gan.recomputes(dataclasses.replace(config, **changes), device, True)
+    with pytest.raises(UserError, match="--recompute on with --kernels auto on cpu"):
+        gan.recomputes(dataclasses.replace(config, recompute="on"), CPU, True)
 
 
 def test_learning_rates_that_lie_on_a_device_stay_there():

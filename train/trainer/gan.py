@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from model import Discriminators, ModelConfig, TalkingFace
+from polyfusion.dispatch import resolve
 from polyfusion.ops.recompute import keep_activations
 from train.config import LossConfig, TrainConfig
 from train.device import Batch, in_interpreter, lay_out
+from train.errors import UserError
 from train.trainer.base import BaseTrainer
 from train.trainer.draws import Draws, draw
 from train.trainer.graph import RecordedUpdate
@@ -71,10 +73,7 @@ class Trainer(BaseTrainer):
         self.modules["discriminators"] = self.discriminators
         #: What :meth:`step` calls: :meth:`update`, or a record of it.
         self.run: Callable[[Batch, Draws], dict[str, Tensor]] = self.update
-        self.recompute = config.recompute == "on"
-        if config.recompute == "auto":
-            maps = config.batch_size * config.frames * activations(config.model)
-            self.recompute = not fits(maps * (2 if self.bf16 else 4), device)
+        self.recompute = recomputes(config, device, self.bf16)
 
     def record(self, must: bool = False) -> None:
         """Record the update in a CUDA graph after some steps; ``must`` makes a failure an error."""
@@ -231,14 +230,23 @@ def activations(config: ModelConfig) -> int:
     return 2 * sum(values) - values[0]  # two normalisations at every resolution but the last
 
 
-def fits(size: int, device: torch.device) -> bool:
-    """Whether so many bytes are less than a tenth of a GPU's memory; False on a CPU.
+def recomputes(config: TrainConfig, device: torch.device, bf16: bool) -> bool:
+    """Whether the generator's activations are made again in the backward instead of kept.
 
-    On a CPU keeping them gains nothing: fresh memory is slower than the arithmetic.
+    By default if keeping them would take a tenth of the GPU's memory or more. Raises
+    :class:`UserError` if ``--recompute on`` asks for it where nothing can do it.
     """
-    if device.type != "cuda":
+    fused = device.type == "cuda" and resolve(config.kernels, [torch.empty(0, device=device)])
+    if config.recompute == "off" or fused in (False, "eager"):
+        if config.recompute == "on":
+            raise UserError(
+                f"--recompute on with --kernels {config.kernels} on {device}: only the fused "
+                "kernels on a GPU make activations again; leave --recompute out"
+            )
         return False
-    return size < torch.cuda.get_device_properties(device).total_memory / 10
+    kept = config.batch_size * config.frames * activations(config.model) * (2 if bf16 else 4)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return config.recompute == "on" or kept >= memory / 10
 
 
 @contextmanager

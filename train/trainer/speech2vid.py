@@ -44,7 +44,7 @@ class Trainer(BaseTrainer):
         first = self.stage == 1
         with self.section("generator forward"), self.autocast:
             with torch.set_grad_enabled(first):
-                video = self.model.generator(batch.still, batch.audio)
+                video = self.model.generator(batch.still, batch.speech, batch.context)
             if not first:
                 video = self.model.deblur(video)
         with self.section("other losses"):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from polyfusion.kernels.eager.product import product
-from polyfusion.kernels.eager.views import align, join, project, with_noise
+from polyfusion.kernels.eager.views import align, frames_as_rows, join, project, with_noise
 
 
+@frames_as_rows
 def cp_forward(
-    views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor, noise: Tensor | None = None
+    views: Sequence[Tensor], factors: Sequence[Tensor], out: Tensor, noise: Tensor | None
 ) -> Tensor:
     """[A₁ ∏_v (A_vᵀ φ(z_v)), noise], eq. (7)."""
     views, framed = align(views)
@@ -19,13 +20,14 @@ def cp_forward(
     return with_noise(product(join(projected, framed, mul), out.mT), noise)
 
 
+@frames_as_rows
 def cmf_forward(
     views: Sequence[Tensor],
     first: Sequence[Tensor],
     second: Sequence[Tensor],
     out: Tensor,
     bias: Tensor,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
     """Eq. (5) with noise behind it; eq. (6b), the shared row space, if ``second`` is empty."""
     views, framed = align(views)
@@ -38,12 +40,13 @@ def cmf_forward(
     return with_noise(product(order_one + high, out.mT, bias), noise)
 
 
+@frames_as_rows
 def cmf_first_order_forward(
     views: Sequence[Tensor],
     first: Sequence[Tensor],
     out: Tensor,
     bias: Tensor,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
     """[b + U Σ_v V_vᵀ z_v, noise]."""
     views, framed = align(views)

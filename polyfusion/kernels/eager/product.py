@@ -27,7 +27,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     large = x.numel() * weight.shape[1] >= _LARGE
     special = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if special or not large or not _onednn(x):
-        return F.linear(x, weight.mT, bias)
+        return x @ weight if bias is None else F.linear(x, weight.mT, bias)
     differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
     multiply = _Product.apply if differentiated else matmul
     rows = x.reshape(-1, x.shape[-1])

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from polyfusion.kernels.eager.product import product
-from polyfusion.kernels.eager.views import khatri_rao, project, with_noise
+from polyfusion.kernels.eager.views import frames_as_rows, khatri_rao, project, with_noise
 
 
+@frames_as_rows
 def tucker_forward(
     views: Sequence[Tensor],
     core: Tensor,
     factors: Sequence[Tensor],
     out: Tensor,
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
     """Eq. (8), with noise behind it."""
     per_clip, rows = meet_clips(_project(views, factors), _framed(views), core)
@@ -25,11 +26,12 @@ def tucker_forward(
     return with_noise(rows @ (out @ per_clip).mT, noise)  # long clips: fold U₁ in once per clip
 
 
+@frames_as_rows
 def partial_tucker_forward(
     views: Sequence[Tensor],
     core: Tensor,
     factors: Sequence[Tensor],
-    noise: Tensor | None = None,
+    noise: Tensor | None,
 ) -> Tensor:
     """Eq. (8) without U₁, with noise behind it."""
     return with_noise(contract(_project(views, factors), _framed(views), core), noise)

@@ -1,5 +1,6 @@
 """How the plain PyTorch forms combine views, some with frames and some constant over a clip."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -15,10 +16,34 @@ def append_one(view: Tensor) -> Tensor:
     return torch.cat([view, view.new_ones((*view.shape[:-1], 1))], dim=-1)
 
 
+_FEW = 4096
+"""Values up to which appending the 1 costs less than splitting the factor, and its gradient."""
+
+
 def project(view: Tensor, factor: Tensor) -> Tensor:
     """φ(z) A for a factor (d+1, k) whose last row meets the appended 1: the row is a bias."""
+    if not torch.compiler.is_compiling() and view.numel() <= _FEW:
+        return append_one(view) @ factor
     weight, bias = factor.split([factor.shape[0] - 1, 1])
     return product(view, weight, bias[0])
+
+
+def frames_as_rows(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let clips of one frame each, as a stream's, be rows without frames: operators are plainer.
+
+    ``forward(views, ..., noise)`` has the noise, or None, as its last argument.
+    """
+
+    @functools.wraps(forward)
+    def run(views: Sequence[Tensor], *operands: Any) -> Tensor:
+        frames = {view.shape[1] for view in views if view.ndim == 3}
+        if frames != {1}:
+            return forward(views, *operands)
+        *rest, noise = operands
+        rows = [view.squeeze(1) if view.ndim == 3 else view for view in views]
+        return forward(rows, *rest, None if noise is None else noise.squeeze(1)).unsqueeze(1)
+
+    return run
 
 
 def align(views: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
