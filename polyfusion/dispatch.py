@@ -154,13 +154,13 @@ def resolve(
         problem = cuda_problem(tensors)
     else:
         problem = triton_problem()
-        if problem is None and torch.cuda.is_available() and not on_cuda:
+        if problem is None and not on_cuda and torch.cuda.is_available():
             problem = f"the tensors are on {tensors[0].device}; move them to a CUDA device"
         elif problem is None and not on_cuda and tensors[0].device.type != "cpu":
             problem = f"the tensors are on {tensors[0].device}; the interpreter takes a CPU's"
     if problem is not None:
         raise KernelsUnavailable(f"kernels={kernels!r}: {problem}")
-    if kernels == "triton" and interpreted() and not torch.compiler.is_compiling():
+    if kernels == "triton" and not on_cuda and interpreted() and not torch.compiler.is_compiling():
         _say_interpreted()
     return kernels
 

@@ -62,14 +62,14 @@ def _watched() -> bool:
 def _plain(values: Sequence[Any]) -> bool:
     """Whether every tensor lies in the memory of a CPU or GPU, with nothing lazy about it."""
     for x in values:
-        if isinstance(x, Tensor) and (
-            type(x) not in _OWN or torch._C._dispatch_keys(x).raw_repr() & ~_KEYS
-        ):
+        if type(x) is Tensor or type(x) is torch.nn.Parameter:
+            if torch._C._dispatch_keys(x).raw_repr() & ~_KEYS:
+                return False
+        elif isinstance(x, Tensor):
             return False
     return True
 
 
-_OWN = (Tensor, torch.nn.Parameter)
 _KEYS = torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr()
 for _key in ("CUDA", "AutogradCUDA", "AutocastCUDA"):
     _KEYS |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key)).raw_repr()

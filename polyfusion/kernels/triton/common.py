@@ -112,8 +112,7 @@ def next_power_of_2(size: int) -> int:
 
 def setting(tensor: Tensor) -> tuple[Any, ...]:
     """All that :func:`capability` and :func:`arithmetic` go by, quick to make and to compare."""
-    precise = tensor.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision
-    return tensor.dtype, tensor.device, precise, _pretended
+    return tensor.dtype, tensor.device, tf32(), tf32(convolution=True), _pretended
 
 
 def remember(plans: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
@@ -174,12 +173,16 @@ def dense(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty."""
-    if 0 in grid or _dry:
+    """Run ``kernel`` over ``grid`` on the device of its first tensor; nothing if it is empty.
+
+    Its first argument is a tensor, or a tuple of tensors.
+    """
+    if 0 in grid:
         return
-    first = next(x for x in _leaves(arguments) if isinstance(x, Tensor))
+    first = arguments[0][0] if isinstance(arguments[0], tuple) else arguments[0]
     with torch.cuda.device(first.device) if first.is_cuda else _patched_once():
-        kernel[grid](*arguments, **constants)
+        if not _dry:
+            kernel[grid](*arguments, **constants)
 
 
 @contextlib.contextmanager
@@ -190,7 +193,7 @@ def _patched_once() -> Iterator[None]:
     they are replaced already: a third of the time of a small launch.
     """
     original = getattr(interpreter, "_patch_lang", None)
-    if original is None or not interpreted():  # compiled for a GPU that is elsewhere
+    if original is None or _dry or not interpreted():  # or compiled for a GPU that is elsewhere
         yield
         return
     scopes: dict[int, Any] = {}
@@ -218,14 +221,6 @@ def _patched_once() -> Iterator[None]:
                     delattr(place, name)
                 elif value is not names.get(name, value):
                     setattr(place, name, names[name])
-
-
-def _leaves(arguments: Any) -> Iterator[Any]:
-    for item in arguments:
-        if isinstance(item, tuple):
-            yield from _leaves(item)
-        else:
-            yield item
 
 
 @jit

@@ -201,7 +201,7 @@ def conv_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u = :func:`conv` or :func:`conv_transpose`, and mean and biased variance of u + s."""
     u, counts, means, squares = _convolve(x, weight, stride, padding, up, s, statistics=True)
-    return u, *merge(counts, means, squares, max(1, u.numel() // max(1, u.shape[1])))
+    return u, *merge(counts, means, squares)
 
 
 def weight_grad(x: Tensor, grad: Tensor, kernel: int, stride: int, padding: int) -> Tensor:

@@ -139,9 +139,9 @@ class _Plan:
         products = [products[i] for i in self.order]
         more = [p.more or (p.a, p.b) for p in products]
         # Partial sums are kept in float32: the narrowest operand says what to compute in.
-        operands = [x for p in products for x in (p.a, p.b)]
-        self.narrow = min(range(len(operands)), key=lambda i: operands[i].element_size())
-        self.constants = arithmetic(operands[self.narrow])
+        operands = [(n, side) for n in range(len(products)) for side in ("a", "b")]
+        self.narrow = min(operands, key=lambda x: getattr(products[x[0]], x[1]).element_size())
+        self.constants = arithmetic(getattr(products[self.narrow[0]], self.narrow[1]))
         self.options = options(products, self.constants)
         self.sizes = [_sizes(p.out, p.a, p.b) for p in products]
         self.batches = [_batch(p.out) for p in products]
@@ -198,8 +198,8 @@ def multiply(products: Sequence[Product]) -> None:
             _products_kernel, (starts[-1],), *tensors, *plan.tables, starts, **plan.fixed, **tile
         )
 
-    narrow = products[plan.narrow // 2].b if plan.narrow % 2 else products[plan.narrow // 2].a
-    tuned(plan.options, narrow, plan.constants, run)
+    number, side = plan.narrow
+    tuned(plan.options, getattr(products[number], side), plan.constants, run)
 
 
 def _look(x: Tensor) -> tuple[Any, ...]:

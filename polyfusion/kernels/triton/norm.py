@@ -99,11 +99,12 @@ def _statistics_kernel(
 
 @jit
 def _merge_kernel(
-    counts, means, squares, u, s, mean, square, parts, divisor,
+    counts, means, squares, u, s, mean, square, parts,
     CHANNELS: tl.constexpr, MOVED: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    VARIANCE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
-    """Second stage: the mean and M2 / divisor of all parts. MOVED: u's origin is at zero."""
+    """Second stage: mean and M2, or the variance, of all parts. MOVED: u's origin is at zero."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_N,), ACC)
     weighted = tl.zeros((BLOCK_N, BLOCK_C), ACC)
@@ -133,7 +134,10 @@ def _merge_kernel(
     if MOVED:
         center += _origin(u, s, c, CHANNELS, SKIP, ACC)
     tl.store(mean + c, center, mask=c < CHANNELS)
-    tl.store(square + c, tl.maximum(m2, 0.0) / divisor, mask=c < CHANNELS)
+    m2 = tl.maximum(m2, 0.0)
+    if VARIANCE:
+        m2 /= everything
+    tl.store(square + c, m2, mask=c < CHANNELS)
 
 
 @jit
@@ -143,15 +147,16 @@ def _per_channel(values, c, CHANNELS: tl.constexpr, ACC: tl.constexpr):
 
 @jit
 def _apply_kernel(
-    u, s, weight, bias, mean, var, result, eps, slope, count, frames, pixels, rows,
+    u, s, weight, bias, mean, var, result, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, SLOPE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
-    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
     for start in range(0, frames, BLOCK_T):
@@ -160,14 +165,15 @@ def _apply_kernel(
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC)
         y = (x + shared) * scale + shift
-        y = tl.where(y > 0, y, y * slope)
+        y = tl.where(y > 0, y, y * SLOPE)
         tl.store(result + at, y.to(result.dtype.element_ty), mask=inside)
 
 
 @jit
 def _backward_sums_kernel(
-    grad, u, s, weight, bias, mean, var, sums, products, eps, slope, count, frames, pixels, rows,
+    grad, u, s, weight, bias, mean, var, sums, products, count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, SLOPE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
@@ -175,7 +181,7 @@ def _backward_sums_kernel(
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
-    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
     total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
@@ -186,7 +192,7 @@ def _backward_sums_kernel(
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
         g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
-        g = tl.where(x * scale + shift > 0, g, g * slope)
+        g = tl.where(x * scale + shift > 0, g, g * SLOPE)
         total += tl.sum(g, axis=0)
         product += tl.sum(g * (x * inverse), axis=0)
     line = tl.program_id(0).to(tl.int64) * CHANNELS + c
@@ -195,10 +201,42 @@ def _backward_sums_kernel(
 
 
 @jit
+def _merge_sums_kernel(
+    sums, products, grad_weight, grad_bias, mean_sum, mean_product, parts, rows,
+    CHANNELS: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """Σ g is the bias's gradient and Σ g x̂ the weight's; their means are zero unless BATCH."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    product = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+    for start in range(0, parts, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
+        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
+        total += tl.load(sums + at, mask=inside, other=0.0)
+        product += tl.load(products + at, mask=inside, other=0.0)
+    total_g = tl.sum(total, axis=0)
+    total_gx = tl.sum(product, axis=0)
+    tl.store(grad_bias + c, total_g.to(grad_bias.dtype.element_ty), mask=c < CHANNELS)
+    tl.store(grad_weight + c, total_gx.to(grad_weight.dtype.element_ty), mask=c < CHANNELS)
+    if BATCH:
+        every = tl.zeros((BLOCK_C,), ACC) + rows
+        total_g /= every
+        total_gx /= every
+    else:
+        total_g = tl.zeros((BLOCK_C,), ACC)
+        total_gx = tl.zeros((BLOCK_C,), ACC)
+    tl.store(mean_sum + c, total_g, mask=c < CHANNELS)
+    tl.store(mean_product + c, total_gx, mask=c < CHANNELS)
+
+
+@jit
 def _backward_kernel(
-    grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds, eps, slope,
+    grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds,
     count, frames, pixels, rows,
     CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, SLOPE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
@@ -206,7 +244,7 @@ def _backward_kernel(
     p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
     shared, clip_at, clip_live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
-    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + eps)
+    inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
     mean_g = _per_channel(mean_sum, c, CHANNELS, ACC)
@@ -218,7 +256,7 @@ def _backward_kernel(
         at = row * CHANNELS + c[None, None, :]
         x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
         g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
-        g = tl.where(x * scale + shift > 0, g, g * slope)
+        g = tl.where(x * scale + shift > 0, g, g * SLOPE)
         dx = scale * (g - mean_g - x * inverse * mean_gx)
         tl.store(du + at, dx.to(du.dtype.element_ty), mask=inside)
         if SKIP:
@@ -273,53 +311,64 @@ def norm_forward(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
     """
     mean, var = call.mean, call.var
     if mean is None or var is None:
-        mean, var = _statistics(call.u, call.s, call.per_channel)
+        mean, var = _statistics(call.u, call.s, variance=True)
     return _apply(call._replace(mean=mean, var=var)), mean, var
 
 
 def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and M2 per channel of u + s, in two launches."""
-    return _statistics(u, s, 1)
+    return _statistics(u, s, variance=False)
 
 
 def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
-    """du, ds, dweight, dbias in two launches."""
+    """du, ds, dweight, dbias in three launches."""
     u, s, weight, bias, mean, var, batch, eps, slope = call
     x, s_last, g = channels_last(u), None if s is None else channels_last(s), channels_last(grad)
     sizes, tile, grid = _lay_out(x, s_last)
     channels = u.shape[1]
     values = dense((weight, bias, mean, var))
     constants = arithmetic(u)
-    fixed = {"CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"]}
+    fixed = {
+        "CHANNELS": channels, "SKIP": s is not None, "ACC": constants["ACC"],
+        "EPS": eps, "SLOPE": slope,
+    }
     shared = x if s_last is None else s_last
-    parts = mean.new_empty(2, grid[0], channels)
+    if not u.numel():
+        ds = None if s is None else torch.zeros_like(s)
+        return [torch.empty_like(u), ds, torch.zeros_like(weight), torch.zeros_like(bias)]
+    parts = mean.new_empty(2, grid[0], channels, dtype=sum_dtype(u))
 
     def run_sums(tile: Tile) -> None:
         launch(
-            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1], eps, slope,
+            _backward_sums_kernel, grid, g, x, shared, *values, parts[0], parts[1],
             *sizes, **fixed, **tile,
         )
 
     tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
-    sums = parts.sum(1)
-    means = sums / max(1, sizes[-1]) if batch else torch.zeros_like(sums)
+    means = parts.new_empty(2, channels)
+    dweight, dbias = weight.new_empty(channels), bias.new_empty(channels)
+    merging = _merging(grid[0], channels, parts)
+    launch(
+        _merge_sums_kernel, (cdiv(channels, merging["BLOCK_C"]),),
+        parts[0], parts[1], dweight, dbias, means[0], means[1], grid[0], sizes[-1],
+        CHANNELS=channels, BATCH=batch, ACC=constants["ACC"], **merging,
+    )
     du = torch.empty_like(x)
-    ds = None if s_last is None else torch.zeros_like(s_last)
+    ds = None if s_last is None else torch.empty_like(s_last)
 
     def run(tile: Tile) -> None:
         launch(
             _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
-            du, du if ds is None else ds, eps, slope, *sizes, **fixed, **tile,
+            du, du if ds is None else ds, *sizes, **fixed, **tile,
         )
 
     tuned(options("backward", tile, sizes, x, constants), x, constants, run)
     ds = None if ds is None or s is None else lie_as(ds, s)
-    dweight, dbias = sums[1].to(weight.dtype, copy=True), sums[0].to(bias.dtype, copy=True)
     return [lie_as(du, u), ds, dweight, dbias]
 
 
-def _statistics(u: Tensor, s: Tensor | None, divisor: int) -> tuple[Tensor, Tensor]:
-    """Mean and M2 / divisor per channel of u + s, in two launches."""
+def _statistics(u: Tensor, s: Tensor | None, *, variance: bool) -> tuple[Tensor, Tensor]:
+    """Mean and M2, or the biased variance, per channel of u + s, in two launches."""
     u, s = channels_last(u), None if s is None else channels_last(s)
     sizes, tile, grid = _lay_out(u, s)
     channels, constants = u.shape[1], arithmetic(u)
@@ -334,34 +383,41 @@ def _statistics(u: Tensor, s: Tensor | None, divisor: int) -> tuple[Tensor, Tens
         )
 
     tuned(options("statistics", tile, sizes, u, constants), u, constants, run)
-    return merge(counts, means, squares, divisor, u, s)
+    return merge(counts, means, squares, u, s, variance=variance)
 
 
 def merge(
     counts: Tensor,
     means: Tensor,
     squares: Tensor,
-    divisor: int,
     u: Tensor | None = None,
     s: Tensor | None = None,
+    *,
+    variance: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and M2 / divisor of parts, given counts (P,), means and M2 (P, C), in one launch.
+    """Mean and variance, or M2, of parts: counts (P,), means and M2 (P, C), in one launch.
 
     With u the parts' means are relative to the first value of u + s.
     """
     parts, channels = means.shape
-    mean, square = (means.new_zeros(channels) for _ in range(2))
-    if capability(means) is None:
-        tile = {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
-    else:
-        tile = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
+    if not parts:
+        return means.new_zeros(channels), means.new_zeros(channels)
+    mean, square = means.new_empty(channels), means.new_empty(channels)
+    tile = _merging(parts, channels, means)
     launch(
-        _merge_kernel, (cdiv(channels, tile["BLOCK_C"]) if parts else 0,),
+        _merge_kernel, (cdiv(channels, tile["BLOCK_C"]),),
         counts, means, squares, means if u is None else u, means if s is None else s,
-        mean, square, parts, float(divisor), CHANNELS=channels, MOVED=u is not None,
-        SKIP=s is not None, ACC=arithmetic(means)["ACC"], **tile,
+        mean, square, parts, CHANNELS=channels, MOVED=u is not None,
+        SKIP=s is not None, ACC=arithmetic(means)["ACC"], VARIANCE=variance, **tile,
     )
     return mean, square
+
+
+def _merging(parts: int, channels: int, tensor: Tensor) -> Tile:
+    """Tile sizes and warps of the kernels that merge what programs found."""
+    if capability(tensor) is None:
+        return {"BLOCK_C": block(channels, 1, 128), "BLOCK_N": block(parts, 1, 1024)}
+    return {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 4}
 
 
 def _apply(call: Norm) -> Tensor:
@@ -374,8 +430,9 @@ def _apply(call: Norm) -> Tensor:
 
     def run(tile: Tile) -> None:
         launch(
-            _apply_kernel, grid, x, x if s is None else s, *values, result, eps, slope,
-            *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=constants["ACC"], **tile,
+            _apply_kernel, grid, x, x if s is None else s, *values, result,
+            *sizes, CHANNELS=u.shape[1], SKIP=s is not None, ACC=constants["ACC"],
+            EPS=eps, SLOPE=slope, **tile,
         )
 
     tuned(options("apply", tile, sizes, x, constants), x, constants, run)

@@ -7,6 +7,7 @@ views of a kind, p or q is the Khatri-Rao product, formed with library calls.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from string import ascii_lowercase
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from polyfusion.kernels.eager.views import khatri_rao
 from polyfusion.kernels.layout import sum_dtype
 from polyfusion.kernels.triton.common import (
+    Rows,
     arithmetic,
     block,
     capability,
@@ -164,48 +166,85 @@ def options(
     return Options(f"tucker {kernel}", tuple(sizes.values()), tiles)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """The views with frames and those without, and the core as (k_1, K_f, K_c) to match.
+
+    ``order`` has the core's axes in that order. Of the two forward kernels, that of the clips and
+    that of the frames, there is what to choose from and what they are compiled for.
+    """
+
+    rows: Rows
+    framed: list[int]
+    still: list[int]
+    order: list[int]
+    core: tuple[int, int, int]
+    clips: tuple[Options, dict[str, Any]]
+    frames: tuple[Options, dict[str, Any]]
+
+
 @planned
-def _plan(tensors: Sequence[Tensor], kernel: str, **sizes: int) -> tuple[dict[str, Any], Options]:
-    """Constants of the ``"core"`` or ``"forward"`` kernel, and what to choose from."""
-    (core,) = tensors
-    constants = arithmetic(core)
-    return constants, options(kernel, sizes, core, constants)
+def _lay_out(tensors: Sequence[Tensor]) -> _Layout:
+    """How to compute with a core, out and views of these shapes."""
+    core, out, *views = tensors
+    rows, constants = lay_out(views, block_t=1), arithmetic(core)
+    framed = [v for v, whole in enumerate(rows.framed) if whole]
+    still = [v for v, whole in enumerate(rows.framed) if not whole]
+    inner, width = core.shape[0], prod(core.shape[v + 1] for v in framed)
+    clip_width = prod(core.shape[v + 1] for v in still)
+
+    def kernel(
+        name: str, group: list[int], sizes: dict[str, int], fixed: dict[str, int]
+    ) -> tuple[Options, dict[str, Any]]:
+        size = views[group[0]].shape[-1] if len(group) == 1 else 1
+        fixed |= {"SIZE": size, "PROJECTED": len(group) != 1}
+        return options(name, {**sizes, "D": size}, core, constants), {**fixed, **constants}
+
+    clips = {"B": rows.clips, "W": inner * width, "K": clip_width}
+    frames = {
+        "T": rows.frames if still else rows.count, "M": out.shape[0], "I": inner, "J": width
+    }
+    return _Layout(
+        rows, framed, still, [0, *(v + 1 for v in (*framed, *still))], (inner, width, clip_width),
+        kernel("core", still, clips, {"RANK": clip_width, "WIDTH": inner * width}),
+        kernel("forward", framed, frames,
+               {"WIDTH": width, "INNER": inner, "OUTPUTS": out.shape[0]}),
+    )
 
 
 class _Groups:
-    """The views with frames and those without, and the core as (k_1, K_f, K_c) to match."""
+    """The tensors, dense and by their :class:`_Layout`."""
 
-    def __init__(self, views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor]) -> None:
-        self.rows = lay_out(views, block_t=1)
-        self.views = [view.flatten(0, -2).contiguous() for view in views]
-        self.factors = dense(factors)
-        self.framed = [v for v, framed in enumerate(self.rows.framed) if framed]
-        self.still = [v for v, framed in enumerate(self.rows.framed) if not framed]
-        self.order = (0, *(v + 1 for v in (*self.framed, *self.still)))
-        self.ranks = [core.shape[axis] for axis in self.order]
-        inner, width = core.shape[0], prod(core.shape[v + 1] for v in self.framed)
-        clip_width = prod(core.shape[v + 1] for v in self.still)
-        self.core = core.permute(self.order).contiguous().view(inner, width, clip_width)
+    def __init__(
+        self, views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor], out: Tensor
+    ) -> None:
+        self.layout: _Layout = _lay_out((core, out, *views))
+        self.views, self.factors = dense(views), dense(factors)
+        if self.layout.order != sorted(self.layout.order):
+            core = core.permute(self.layout.order)
+        self.core = core.contiguous()
+
+    def rows(self, v: int) -> Tensor:
+        """View ``v`` as a matrix, with a row a frame or a row a clip."""
+        return self.views[v].flatten(0, -2)
 
     def projections(self, group: list[int]) -> tuple[list[Tensor], list[Product]]:
         """Room for [z_v, 1] U_v of each view in the group, and the products that fill it."""
+        views, factors = [self.rows(v) for v in group], [self.factors[v] for v in group]
         rooms = [
-            self.views[v].new_empty(len(self.views[v]), self.factors[v].shape[1]) for v in group
+            view.new_empty(len(view), factor.shape[1])
+            for view, factor in zip(views, factors, strict=True)
         ]
-        return rooms, [
-            Product(room, self.views[v], self.factors[v])
-            for room, v in zip(rooms, group, strict=True)
-        ]
+        return rooms, list(map(Product, rooms, views, factors))
 
-    def operand(self, group: list[int]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def operand(self, group: list[int]) -> tuple[Tensor, Tensor]:
         """What :func:`_factor` takes: a single view and its factor, or a Khatri-Rao product."""
         if len(group) == 1:
-            view, factor = self.views[group[0]], self.factors[group[0]]
-            return view, factor, {"SIZE": view.shape[1], "PROJECTED": False}
+            return self.views[group[0]], self.factors[group[0]]
         rooms, products = self.projections(group)
         multiply(products)
         product = khatri_rao(rooms)
-        return product, product, {"SIZE": 1, "PROJECTED": True}
+        return product, product
 
 
 def tucker_forward(
@@ -216,17 +255,18 @@ def tucker_forward(
     noise: Tensor | None,
 ) -> Tensor:
     """[y, noise] in two launches, one for the clips and one for the frames."""
-    groups = _Groups(views, core, factors)
-    core, out = groups.core, out.contiguous()
-    (inner, width, clip_width), outputs = core.shape, out.shape[0]
+    groups, out = _Groups(views, core, factors, out), out.contiguous()
+    core, layout = groups.core, groups.layout
+    (inner, width, _clip_width), outputs = layout.core, out.shape[0]
+    clips, frames, count = layout.rows.clips, layout.rows.frames, layout.rows.count
     extra = 0 if noise is None else noise.shape[-1]
-    result = out.new_empty((*groups.rows.leading, outputs + extra))
+    result = out.new_empty((*layout.rows.leading, outputs + extra))
     if not result.numel():
         return result
 
-    per_clip, stride, clips, frames = core, 0, groups.rows.clips, groups.rows.frames
-    if groups.still:
-        view, factor, kind = groups.operand(groups.still)
+    per_clip, stride = core, 0
+    if layout.still:
+        q, (choice, fixed) = groups.operand(layout.still), layout.clips
         stride = inner * width
 
         def run_core(tile: Tile) -> Tensor:
@@ -234,37 +274,27 @@ def tucker_forward(
             launch(
                 _core_kernel,
                 (cdiv(stride, tile["BLOCK_W"]), cdiv(clips, tile["BLOCK_B"])),
-                view, factor, core, per_clip, clips,
-                RANK=clip_width, WIDTH=stride, **kind, **constants, **tile,
+                *q, core, per_clip, clips, **fixed, **tile,
             )
             return per_clip
 
-        constants, choice = _plan(
-            (core,), "core", B=clips, W=stride, K=clip_width, D=view.shape[1]
-        )
-        per_clip = tuned(choice, core, constants, run_core)
+        per_clip = tuned(choice, core, fixed, run_core)
 
-    view, factor, kind = groups.operand(groups.framed)
-    count = groups.rows.count
-    rows = frames if groups.still else count
+    p, (choice, constants) = groups.operand(layout.framed), layout.frames
     noise = out if noise is None else noise.contiguous()
 
     def run(tile: Tile) -> Tensor:
         each, number = frames, clips
-        if not groups.still:  # any cut of the rows will do
+        if not layout.still:  # any cut of the rows will do
             each, number = tile["BLOCK_T"], cdiv(count, tile["BLOCK_T"])
         across = max(1, cdiv(outputs, tile["BLOCK_M"]))
         launch(
             _forward_kernel, (number * cdiv(each, tile["BLOCK_T"]), across),
-            view, factor, per_clip, out, noise, result, each, count, stride,
-            WIDTH=width, INNER=inner, OUTPUTS=outputs, NOISE=extra, **kind,
-            BLOCK_NOISE=next_power_of_2(max(extra, 1)), **constants, **tile,
+            *p, per_clip, out, noise, result, each, count, stride,
+            NOISE=extra, BLOCK_NOISE=next_power_of_2(extra), **constants, **tile,
         )
         return result
 
-    constants, choice = _plan(
-        (core,), "forward", T=rows, M=outputs, I=inner, J=width, D=kind["SIZE"]
-    )
     return tuned(choice, core, constants, run)
 
 
@@ -281,25 +311,25 @@ def tucker_backward(
     Nothing is kept from the forward pass. An empty tensor where a gradient is not needed.
     """
     operands = [*views, core, *factors, out]
-    groups = _Groups(views, core, factors)
+    groups = _Groups(views, core, factors, out)
     grads = [
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else x.new_empty(0)
         for x, need in zip(operands, needs, strict=True)
     ]
-    core, count = groups.core, groups.rows.count
-    inner, width, clip_width = core.shape
+    layout, grad_core = groups.layout, torch.empty_like(groups.core)
+    (inner, width, clip_width), count = layout.core, layout.rows.count
+    core = groups.core.view(layout.core)
     grad = grad.contiguous().view(count, grad.shape[-1])[:, : out.shape[0]]
-    grad_core = core.new_empty(groups.ranks)
 
     g, h = out.new_empty(count, inner), out.new_empty(count, inner)
     grad_p = out.new_empty(count, width)
-    frame_parts, products = groups.projections(groups.framed)
-    clip_parts, clip_products = groups.projections(groups.still)
+    frame_parts, products = groups.projections(layout.framed)
+    clip_parts, clip_products = groups.projections(layout.still)
     multiply([Product(g, grad, out), *products, *clip_products])
     p = khatri_rao(frame_parts)
 
-    if groups.still:
-        clips, frames = groups.rows.clips, groups.rows.frames
+    if layout.still:
+        clips, frames = layout.rows.clips, layout.rows.frames
         q = khatri_rao(clip_parts)
         per_clip = core.new_empty(clips, inner, width)  # M
         grad_per_clip = torch.empty_like(per_clip)
@@ -344,18 +374,18 @@ def tucker_backward(
     number = len(views)
     products = [Product(grads[-1], grad.mT, h)] if needs[-1] else []
     for group, parts, grad_group in (
-        (groups.framed, frame_parts, grad_p),
-        (groups.still, clip_parts, grad_q),
+        (layout.framed, frame_parts, grad_p),
+        (layout.still, clip_parts, grad_q),
     ):
         for v, part in zip(group, _split_gradient(grad_group, parts), strict=True):
-            view, factor = groups.views[v], groups.factors[v]
+            view, factor = groups.rows(v), groups.factors[v]
             if needs[v]:
                 products.append(Product(grads[v].view(view.shape), part, factor[:-1].mT))
             if needs[number + 1 + v]:
                 products.append(Product(grads[number + 1 + v], view.mT, part))
     multiply(products)
     if needs[number]:
-        inverse = sorted(range(number + 1), key=groups.order.__getitem__)
+        inverse = sorted(range(number + 1), key=layout.order.__getitem__)
         grads[number] = grad_core.permute(inverse).contiguous()
     return grads
 

@@ -87,7 +87,7 @@ def tuned(
 
 def find(options: Options, tensor: Tensor, constants: dict[str, Any]) -> Tile | None:
     """The tile chosen for such a launch, in this process or an earlier one; None: none yet."""
-    if not enabled() or not _on_gpu(tensor):
+    if not _on_gpu(tensor) or not enabled():
         return None
     here = _exactly(options, tensor, constants)
     if here not in _chosen:
@@ -156,7 +156,7 @@ def _device(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _can_time(tensor: Tensor) -> bool:
-    return enabled() and _on_gpu(tensor) and not torch.cuda.is_current_stream_capturing()
+    return _on_gpu(tensor) and enabled() and not torch.cuda.is_current_stream_capturing()
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

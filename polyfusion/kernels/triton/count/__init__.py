@@ -4,7 +4,6 @@
 ``compiled`` looks at what the compiler made of them, ``table`` puts both together, ``page`` writes
 them down for people.
 
-    python -m polyfusion.kernels.triton.count             every operator, as JSON
-    python -m polyfusion.kernels.triton.count "cp "       names that begin so
-    python -m polyfusion.kernels.triton.count --page      docs/kernels.md, from the table
+    python -m polyfusion.kernels.triton.count TABLE.json PAGE.md    everything but the host
+    python -m polyfusion.kernels.triton.count.host                  microseconds of the host
 """

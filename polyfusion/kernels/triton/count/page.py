@@ -13,6 +13,9 @@ are what Triton {version} compiles for an H100. The page is made by
 
     python -m polyfusion.kernels.triton.count tests/library/counted_kernels.json docs/kernels.md
 
+and `python -m polyfusion.kernels.triton.count.host` prints how long a fusion takes in Python before
+its launch.
+
 Sizes are the paper's in bfloat16: 16 clips of 75 frames, views of 256 and 128 values, 384 outputs
 with 10 of noise, maps of 1200 frames.
 
