@@ -275,7 +275,7 @@ def register_fusion(
         forward=forward,
         fake=fake,
         backward=backward,
-        eager=getattr(eager, f"{form}_forward"),
+        eager=lambda *operands: getattr(eager, f"{form}_forward")(*operands, None),
         keep=keep,
         others=noise_gradient,
     )
