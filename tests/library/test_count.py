@@ -138,4 +138,6 @@ def test_what_the_compiler_made_is_true():
 
 
 def test_page_is_of_the_table():
+    if not PAGE.parent.is_dir():
+        pytest.skip("the documentation is not in a source distribution")
     assert PAGE.read_text() == page.render(table.read(TABLE)), RENEW

@@ -194,8 +194,8 @@ def test_a_demo_step_takes_few_tiles_and_fills_them(monkeypatch):
         monkeypatch.setattr(module, "launch", count)
     config = dataclasses.replace(PRESETS["demo"], kernels="triton")
     trainer(config).step(batch(config), torch.Generator().manual_seed(0))
-    assert len(tiles) <= 60
-    assert sum(number for _name, number, _size in tiles) <= 80
+    assert len(tiles) <= 72
+    assert sum(number for _name, number, _size in tiles) <= 90
     size, clips = config.model, config.batch_size
     used = 0  # elements: two normalisations at every resolution per frame, one per still
     for i, channels in enumerate(size.channels(size.base_channels)):

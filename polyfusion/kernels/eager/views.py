@@ -36,8 +36,8 @@ def frames_as_rows(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def run(views: Sequence[Tensor], *operands: Any) -> Tensor:
-        frames = {view.shape[1] for view in views if view.ndim == 3}
-        if frames != {1}:
+        frames = [view.shape[1] for view in views if view.ndim == 3]
+        if not frames or any(count != 1 for count in frames):
             return forward(views, *operands)
         *rest, noise = operands
         rows = [view.squeeze(1) if view.ndim == 3 else view for view in views]
