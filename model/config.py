@@ -45,6 +45,9 @@ class ModelConfig:
     eyes: bool = False
     """Take the closing of the eyes as an input: measured in training, drawn at random in
     generated videos, which then blink. Not in the paper."""
+    eyes_gain: float = 1.0
+    """How much further than drawn at random the eyes close. A lid stops short where an L1 leaves it
+    unsure; in training, where the closing is measured, it changes nothing."""
     lips: bool = False
     """Take the shape of the lips as an input: measured in training, predicted from the sound in
     generated videos. The lips then move as far as the sound foretells. Not in the paper."""

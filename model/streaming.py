@@ -99,7 +99,8 @@ class Stream:
         self.made += count
         if isinstance(self._model, Speech2Vid):
             return self._model(self._still, audio, context=self.ahead)[0]
-        eyes = self._blinks.draw(count)[None] if self._model.config.eyes else None
+        config = self._model.config
+        eyes = config.eyes_gain * self._blinks.draw(count)[None] if config.eyes else None
         return self._model(self._still, audio, self._rng, context=self.ahead, eyes=eyes)[0]
 
     def _make(self, count: int) -> Iterator[Tensor]:

@@ -113,6 +113,7 @@ class TalkingFace(nn.Module):
         if self.config.eyes:
             if eyes is None:
                 eyes = draw_eye_closure(batch, frames, self.config.fps, rng)
+                eyes = self.config.eyes_gain * eyes
             noise = torch.cat([noise, eyes.to(noise).unsqueeze(-1) / EYES_SPREAD], -1)
         if self.config.fuse_noise:
             fused = self.fusion(speech, identity, noise)

@@ -402,7 +402,8 @@ PRESETS = {
             l1=300.0,
             l1_top=300.0,
             l1_mouth=800.0,
-            drawn=20.0,
+            l1_eyes=1000.0,
+            drawn=40.0,
             omega=1.0,
         ),
         model=ModelConfig(
@@ -413,6 +414,7 @@ PRESETS = {
             composition="warp",
             eyes=True,
             lips=True,
+            eyes_gain=1.5,
             lips_gain=1.3,
             fused_dim=128,
             rank=64,

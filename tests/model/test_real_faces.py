@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import ModelConfig, TalkingFace
+from model import ModelConfig, TalkingFace, talking_face
 from model.composition import COMPOSITIONS, Composition, displace
 from model.eyes import RATE, SECONDS, draw_eye_closure
 from model.folding import fold
@@ -157,3 +157,17 @@ def test_lips_change_the_picture_and_are_foretold_by_the_sound():
     model.config = dataclasses.replace(REAL, lips_gain=1.5)
     mean = torch.tensor([0.088, 0, 0])
     torch.testing.assert_close(show(audio), show(audio, lips=1.5 * foretold - 0.5 * mean))
+
+
+def test_drawn_eyes_close_further_by_the_gain():
+    config = dataclasses.replace(REAL, eyes=True, eyes_gain=1.5)
+    model = TalkingFace(config).eval()
+    still, audio = inputs(config)
+    rng = torch.Generator().manual_seed(0)
+    noise = model.noise.sample(2, 7, rng)
+    closure = torch.full((2, 7), 0.5)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(talking_face, "draw_eye_closure", lambda *_: closure)
+        drawn = model(still, audio, noise=noise)
+        torch.testing.assert_close(drawn, model(still, audio, noise=noise, eyes=1.5 * closure))
+        assert not torch.allclose(drawn, model(still, audio, noise=noise, eyes=closure))
