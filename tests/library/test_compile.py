@@ -5,8 +5,8 @@ The table of what came out is kept in compiled_kernels.json; after a change to a
     TRITON_INTERPRET=0 \\
     python -m polyfusion.kernels.triton.compile > tests/library/compiled_kernels.json
 
-That takes ten minutes of a core. The tests compile of every call the first configurations, for one
-of the capabilities.
+That takes ten minutes of a core. The table names the sources it is of; the tests compile a sample:
+of one call in four the first configurations, for one of the capabilities.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import triton
 
-from polyfusion.kernels.triton.compile.gate import COLUMNS, SHARED_LIMIT
+from polyfusion.kernels.triton.compile.gate import COLUMNS, SAMPLED, SHARED_LIMIT, sources_digest
 
 TABLE = Path(__file__).with_name("compiled_kernels.json")
 MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma", "100": "tcgen05.mma"}
@@ -28,7 +28,7 @@ TILE = ("BLOCK_B", "BLOCK_T", "BLOCK_M", "BLOCK_N", "BLOCK_P", "BLOCK_O")  # not
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Compile every call in a process of its own: this one may have Triton's interpreter."""
+    """Compile a sample in a process of its own: this one may have Triton's interpreter."""
     done = subprocess.run(
         [sys.executable, "-m", "polyfusion.kernels.triton.compile", "--sample"],
         capture_output=True,
@@ -46,7 +46,6 @@ def capabilities(row):
 def check(table):
     """No spills, shared memory that fits, and matrix instructions wherever a tile allows them."""
     assert tuple(table["columns"]) == COLUMNS
-    assert len(table["kernels"]) >= 100
     for row in table["kernels"]:
         for capability in capabilities(row):
             limit = SHARED_LIMIT[int(capability)]
@@ -74,6 +73,8 @@ def check(table):
 def test_committed_table_passes():
     table = json.loads(TABLE.read_text())
     check(table)
+    assert table["sources"] == sources_digest(), RENEW
+    assert len(table["kernels"]) >= 100
     assert all(capabilities(row) == set(MATRIX_INSTRUCTION) for row in table["kernels"])
 
 
@@ -91,6 +92,7 @@ def test_committed_table_is_true(compiled):
         columns = {"call", "kernel", "config"} | capabilities(row)
         expected = [{key: known[key] for key in columns} for known in table["kernels"]]
         assert row in expected, RENEW
-    launched = {(row["call"], row["kernel"]) for row in compiled["kernels"]}
-    assert launched == {(row["call"], row["kernel"]) for row in table["kernels"]}, RENEW
+    sampled = sorted({row["call"] for row in table["kernels"]})[::SAMPLED]
+    expected = {(row["call"], row["kernel"]) for row in table["kernels"] if row["call"] in sampled}
+    assert {(row["call"], row["kernel"]) for row in compiled["kernels"]} == expected, RENEW
     assert set().union(*map(capabilities, compiled["kernels"])) == set(MATRIX_INSTRUCTION)
