@@ -76,6 +76,8 @@ BLOCKS: dict[str, Block] = {
         [(None, 256, 16, 12)],
     ),
 }
+#: The blocks of the generator; the rest are the discriminators'.
+GENERATOR = [block for name, block in BLOCKS.items() if "slope" not in name]
 
 
 def comparisons() -> list[Comparison]:
@@ -105,20 +107,23 @@ def block_comparison(name: str, dtype: str = "float32") -> Comparison:
 def build_block(
     kind: Block, variants: tuple[str, ...], clips: int, frames: int, dtype: str = "float32"
 ) -> Workload:
-    """A block in training mode. bf16 runs under autocast, on fp32 parameters and bf16 maps."""
+    """A block in training mode. bf16 runs under autocast, on fp32 parameters and bf16 maps.
+
+    Each form has the maps in the memory format that the network around it makes them in: channels
+    last on a GPU, and on a CPU in our generator; elsewhere as PyTorch's convolutions leave them.
+    """
     torch.manual_seed(0)
     make, plain, shapes = kind
     block = make().to(DEVICE)
     sizes = {None: clips * frames, "B": clips}
     target = {"device": DEVICE, "dtype": getattr(torch, dtype)}
-    inputs = [torch.randn(sizes[first], *rest).relu() for first, *rest in shapes]
-    inputs = [maps_last(x.to(**target)).requires_grad_() for x in inputs]
+    inputs = [torch.randn(sizes[first], *rest).relu().to(**target) for first, *rest in shapes]
     plain_block = plain(block).to(DEVICE)
     reference = copy.deepcopy(plain_block).double()
     lay_out(plain_block, DEVICE)
     with torch.no_grad():
         result = plain_block(*(x.float() for x in inputs))
-    grad = maps_last(torch.randn(result.shape).to(**target))
+    grad = torch.randn(result.shape).to(**target)
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def subject(variant: str) -> Operator:
@@ -131,15 +136,18 @@ def build_block(
             module = copy.deepcopy(block)
             choose_kernels(module, variant)
         call = torch.compile(module, dynamic=False) if variant.startswith("compile") else module
+        last = ON_GPU or (kind in GENERATOR and module is not plain_block)
+        *maps, maps_grad = [maps_last(x) if last else x for x in (*inputs, grad)]
+        leaves = [x.detach().requires_grad_() for x in maps]
 
         def function() -> Tensor:
             with autocast:
-                return call(*inputs).to(grad.dtype)
+                return call(*leaves).to(grad.dtype)
 
-        return Operator(function, [*inputs, *module.parameters()], grad, compared=len(inputs))
+        return Operator(function, [*leaves, *module.parameters()], maps_grad, compared=len(leaves))
 
     def oracle() -> dict[str, list[Tensor]]:
-        exact = [x.detach().double().requires_grad_() for x in inputs]
+        exact = [x.double().requires_grad_() for x in inputs]
         leaves = [*exact, *reference.parameters()]
         function = functools.partial(reference, *exact)
         return Operator(function, leaves, grad.double(), compared=len(inputs)).results()
@@ -148,9 +156,8 @@ def build_block(
 
 
 def maps_last(x: Tensor) -> Tensor:
-    """Maps on a GPU lie channels last, for everybody."""
-    on_gpu = x.is_cuda and x.ndim == 4
-    return x.contiguous(memory_format=torch.channels_last) if on_gpu else x
+    """A map with its channels last in memory; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def test_block(comparison: Comparison, run: str, variant: str, replay) -> None:
