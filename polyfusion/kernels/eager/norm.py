@@ -48,10 +48,14 @@ def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(u: Tensor, s: Tensor | None) -> Tensor:
-    """u + s."""
+    """u + s, added in the order of memory: the sum over frames in its backward is slow otherwise."""
     if s is None:
         return u
-    return (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
+    last = u.is_contiguous(memory_format=torch.channels_last)
+    if last:
+        u, s = u.movedim(1, 3), s.movedim(1, 3)
+    x = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)
+    return x.movedim(3, 1) if last else x
 
 
 def _wide(value: Tensor | None, u: Tensor) -> Any:
