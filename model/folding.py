@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.generator import Generator
+from model.packed import PackedConv
 from model.talking_face import TalkingFace
 from polyfusion.kernels.layout import per_clip
-from polyfusion.nn import NormActivation, SkipConvBlock, UpConvBlock
-from polyfusion.ops.conv import conv_method, convolve
+from polyfusion.nn import NormActivation
 
 
 @torch.no_grad()
@@ -38,6 +38,7 @@ def fold(model: TalkingFace) -> TalkingFace:
         weight = torch.cat([out.T @ weight[:m], weight[m:]])
         fusion.out = nn.Parameter(torch.eye(out.shape[1]).to(out), requires_grad=False)
         fusion.out_features = out.shape[1]
+    folded.identity = FoldedIdentity(folded.identity, generator)
     folded.generator = FoldedGenerator(generator, weight, bias)
     return folded.eval()
 
@@ -58,47 +59,51 @@ class FoldedGenerator(nn.Module):
         scale, shift = (x.repeat(pixels) for x in _affine(generator.first.norm))
         self.first_weight = _frozen((weight * scale).T)
         self.first_bias = _frozen(bias * scale + shift)
-        blocks = zip(generator.skip_convs, generator.up_convs, strict=True)
-        self.stages = nn.ModuleList(
-            _FoldedStage(skip_conv, up_conv) for skip_conv, up_conv in blocks
-        )
+        self.skip_convs, self.up_convs = nn.ModuleList(), nn.ModuleList()
+        block: Any
+        for block in generator.skip_convs:
+            scale, _shift = _affine(block.norm)  # the shift is the skip's
+            weight = block.weight_x * scale.view(-1, 1, 1, 1)
+            self.skip_convs.append(PackedConv(weight, torch.zeros_like(scale)))
+        for block in generator.up_convs:
+            scale, shift = _affine(block.norm)
+            weight = block.weight * scale.view(-1, 1, 1)
+            self.up_convs.append(PackedConv(weight, shift, stride=2, up=True, relu=True))
         self.final = generator.final
 
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
-        """z (B, T, c), skips finest first → frames (B, T, 3, H, W)."""
+        """z (B, T, c), what :class:`FoldedIdentity` gives for skips → frames (B, T, 3, H, W)."""
         x = F.linear(z.flatten(0, 1), self.first_weight, self.first_bias)
         x = x.relu_().unflatten(1, (*self.size, -1)).permute(0, 3, 1, 2)  # channels last in memory
-        for stage, skip in zip(self.stages, reversed(skips), strict=True):
-            x = stage(x, skip)
+        for skip_conv, up_conv, skip in zip(
+            self.skip_convs, self.up_convs, reversed(skips), strict=True
+        ):
+            u = skip_conv(x)
+            per_clip(u, len(skip)).add_(skip.unsqueeze(1))
+            x = up_conv(u.relu_())
         return self.final(x).unflatten(0, z.shape[:2])
 
 
-class _FoldedStage(nn.Module):
-    """A skip convolution block and an up-convolution block, folded."""
+class FoldedIdentity(nn.Module):
+    """The identity encoder, whose skips are convolved as the generator does it, with their biases.
 
-    def __init__(self, skip_conv: nn.Module, up_conv: nn.Module):
+    So they are convolved once per still, however many times the generator is called for it.
+    """
+
+    def __init__(self, encoder: nn.Module, generator: Generator):
         super().__init__()
-        assert isinstance(skip_conv, SkipConvBlock)
-        assert isinstance(up_conv, UpConvBlock)
-        scale, shift = _affine(skip_conv.norm)
-        self.weight_x = _frozen(skip_conv.weight_x * scale.view(-1, 1, 1, 1))
-        self.weight_skip = _frozen(skip_conv.weight_skip * scale.view(-1, 1, 1, 1))
-        self.bias_skip = _frozen(shift.view(-1, 1, 1))
-        scale, shift = _affine(up_conv.norm)
-        self.weight_up = _frozen(up_conv.weight * scale.view(-1, 1, 1))
-        self.bias_up = _frozen(shift.view(-1, 1, 1))
+        self.encoder = encoder
+        self.skip_convs = nn.ModuleList()
+        block: Any
+        for block in reversed(generator.skip_convs):
+            scale, shift = _affine(block.norm)
+            weight = block.weight_skip * scale.view(-1, 1, 1, 1)
+            self.skip_convs.append(PackedConv(weight, shift))
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        s = _convolve(skip, self.weight_skip, 1, False) + self.bias_skip  # once per clip
-        u = _convolve(x, self.weight_x, 1, False)
-        per_clip(u, len(s)).add_(s.unsqueeze(1))
-        return _convolve(u.relu_(), self.weight_up, 2, True).add_(self.bias_up).relu_()
-
-
-def _convolve(x: Tensor, weight: Tensor, stride: int, up: bool) -> Tensor:
-    """As the generator's blocks do."""
-    method = conv_method(x.shape[-2:].numel(), weight, None, "eager")
-    return convolve(x, weight, stride, 1, up, method)
+    def forward(self, still: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Still (B, 3, H, W) → z_d (B, d) and what the generator adds to its maps, finest first."""
+        code, skips = self.encoder(still)
+        return code, [conv(skip) for conv, skip in zip(self.skip_convs, skips, strict=True)]
 
 
 def _affine(norm: NormActivation) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
 """The folded generator is the same function."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.folding import fold
+from model.packed import PackedConv
+from model.streaming import Stream
 from model.talking_face import TalkingFace
 from polyfusion.ops import conv
 from tests.model.helpers import SMALL, inputs
@@ -32,10 +36,44 @@ def test_folding_changes_nothing_but_rounding(fusion):
 
 
 def test_an_empty_batch_is_folded_too():
-    stage = fold(TalkingFace(SMALL, "cp").eval()).generator.stages[0]
-    channels, height, width = stage.weight_x.shape[1], 4, 3
-    x = torch.zeros(0, channels, height, width)
-    assert stage(x, x).shape[0] == 0
+    folded = fold(TalkingFace(SMALL, "cp").eval())
+    for module in (*folded.generator.skip_convs, *folded.generator.up_convs):
+        x = torch.zeros(0, module.weight.shape[0 if module.up else 1], 4, 3)
+        assert module(x).shape[0] == 0
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_packed_convolutions_are_convolutions(up, relu, dtype):
+    """In every dtype, plain or by autocast, for more frames and larger maps than the first."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(8, 6, 4, 4) / 10, torch.randn(6 if up else 8)
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    packed = PackedConv(weight.to(wide), bias.to(wide), 2, up, relu)
+    convolve = F.conv_transpose2d if up else F.conv2d
+    for module in (packed, copy.deepcopy(packed)):
+        for n, h, w in ((1, 4, 2), (5, 4, 2), (2, 8, 6), (1, 4, 2)):
+            x = torch.randn(n, 8 if up else 6, h, w)
+            expected = convolve(x.double(), weight.double(), bias.double(), 2, 1)
+            expected = expected.relu() if relu else expected
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                got = module(x.to(wide))
+            assert got.dtype == dtype
+            error = 0.02 if dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(got.double(), expected, rtol=error, atol=error)
+
+
+def test_a_stream_convolves_its_stills_skips_once():
+    folded = fold(TalkingFace(SMALL, "cp").eval())
+    calls = []
+    for module in folded.identity.skip_convs:
+        module.register_forward_hook(lambda *_: calls.append(1))
+    still, audio = inputs(SMALL)
+    stream = Stream(folded, still[0], piece=1)
+    frames = [*stream.push(audio[0]), *stream.finish()]
+    assert len(frames) > 1
+    assert len(calls) == len(folded.identity.skip_convs)
 
 
 def test_the_last_factor_is_gone():
@@ -46,7 +84,7 @@ def test_the_last_factor_is_gone():
 
 
 def test_wide_maps_take_the_blocks_convolutions(monkeypatch):
-    """256 channels on 4×3 maps: one product per tap, folded or not."""
+    """256 channels on 4×3 maps: one product per tap, folded or not, but for single stills."""
     taps = []
     original = conv._conv
     monkeypatch.setattr(conv, "_conv", lambda *a: taps.append(a[-1]) or original(*a))
@@ -60,6 +98,6 @@ def test_wide_maps_take_the_blocks_convolutions(monkeypatch):
         expected = model(still, audio, torch.Generator().manual_seed(0))
         unfolded, taps[:] = list(taps), []
         got = folded(still, audio, torch.Generator().manual_seed(0))
-    assert taps == ["taps", "taps"]
-    assert unfolded == 2 * taps
+    assert taps == ["taps"]  # the frames'
+    assert unfolded == 4 * taps  # and the stills', in training and in evaluation
     assert (got - expected).abs().max() < 1e-5
