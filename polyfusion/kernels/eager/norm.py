@@ -48,7 +48,7 @@ def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(u: Tensor, s: Tensor | None) -> Tensor:
-    """u + s in the order of memory, or the sum over frames in its backward takes 5 times as long."""
+    """u + s in the order of memory: else the sum over frames in its backward is 5 times as slow."""
     if s is None:
         return u
     last = u.is_contiguous(memory_format=torch.channels_last)
