@@ -38,7 +38,7 @@ def fold(model: TalkingFace) -> TalkingFace:
         weight = torch.cat([out.T @ weight[:m], weight[m:]])
         fusion.out = nn.Parameter(torch.eye(out.shape[1]).to(out), requires_grad=False)
         fusion.out_features = out.shape[1]
-    folded.identity = FoldedIdentity(folded.identity, generator)
+    folded.identity = FoldedIdentity(folded.identity, generator)  # type: ignore[assignment]
     folded.generator = FoldedGenerator(generator, weight, bias)
     return folded.eval()
 

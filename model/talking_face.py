@@ -29,7 +29,7 @@ class TalkingFace(nn.Module):
     def __init__(self, config: ModelConfig, fusion: str = "cp", kernels: str = "auto"):
         super().__init__()
         self.config, self.fusion_name = config, fusion
-        self.identity: nn.Module = IdentityEncoder(config, kernels)
+        self.identity = IdentityEncoder(config, kernels)
         mel = config.audio_encoder == "mel"
         self.audio: nn.Module = MelAudioEncoder(config) if mel else AudioEncoder(config)
         self.lips = LipsEncoder(config) if config.lips else None
