@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polyfusion.kernels.eager.product import product
-from polyfusion.kernels.eager.views import align, frames_as_rows, join, project, with_noise
+from polyfusion.kernels.eager.views import align, frames_as_rows, join, project
 
 
 @frames_as_rows
@@ -17,7 +17,7 @@ def cp_forward(
     """[A₁ ∏_v (A_vᵀ φ(z_v)), noise], eq. (7)."""
     views, framed = align(views)
     projected = [project(z, a) for z, a in zip(views, factors, strict=True)]
-    return with_noise(product(join(projected, framed, mul), out.mT), noise)
+    return product(join(projected, framed, mul), out.mT, noise=noise)
 
 
 @frames_as_rows
@@ -33,11 +33,11 @@ def cmf_forward(
     views, framed = align(views)
     linear = [product(z, weight) for z, weight in zip(views, first, strict=True)]
     if not second:
-        return with_noise(product(join(linear, framed, _merge_shared), out.mT, bias), noise)
+        return product(join(linear, framed, _merge_shared), out.mT, bias, noise)
     gates = [product(z, weight) for z, weight in zip(views, second, strict=True)]
     order_one = join(linear, framed, torch.add)
     _, high = join([(gate, None) for gate in gates], framed, _merge)
-    return with_noise(product(order_one + high, out.mT, bias), noise)
+    return product(order_one + high, out.mT, bias, noise)
 
 
 @frames_as_rows
@@ -51,7 +51,7 @@ def cmf_first_order_forward(
     """[b + U Σ_v V_vᵀ z_v, noise]."""
     views, framed = align(views)
     linear = [product(z, weight) for z, weight in zip(views, first, strict=True)]
-    return with_noise(product(join(linear, framed, torch.add), out.mT, bias), noise)
+    return product(join(linear, framed, torch.add), out.mT, bias, noise)
 
 
 def _merge_shared(left: Tensor, right: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def _shifted(u: Tensor, s: Tensor | None) -> Tensor:
     """u + s in the order of memory: else the sum over frames in its backward is 5 times as slow."""
     if s is None:
         return u
-    last = u.is_contiguous(memory_format=torch.channels_last)
+    last = u.movedim(1, 3).is_contiguous()
     if last:
         u, s = u.movedim(1, 3), s.movedim(1, 3)
     x = (per_clip(u, s.shape[0]) + s.unsqueeze(1)).flatten(0, 1)

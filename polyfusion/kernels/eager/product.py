@@ -1,9 +1,12 @@
 """Matrix products on a CPU by oneDNN where that is faster than PyTorch's ``@``.
 
-In float32 ``@`` calls MKL, which reaches half of oneDNN's speed on AMD processors. Everything else
-is left to PyTorch: other dtypes and devices, small products, and what is compiled or transformed.
+In float32 ``@`` calls MKL, which reaches half of oneDNN's speed on AMD processors, and on Intel's
+more than oneDNN's, mostly where operands are transposed. Everything else is left to PyTorch: other
+dtypes and devices, small products, and what is compiled or transformed.
 """
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,36 +18,63 @@ _LARGE = 1 << 21
 """Multiply-adds from which on the time saved exceeds the cost of a call from Python."""
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (M, K) times b (K, N), plus bias (N,), in any strides; without a gradient."""
-    if not _onednn(a):
-        return F.linear(a, b.mT, bias)
-    return _linear(a, b.mT, bias)
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    """a (M, K) times b (K, N), plus bias (N,), in any strides; noise (M, n) behind it."""
+    multiply = _linear if _onednn(a) else F.linear
+    if noise is None:
+        return multiply(a, b.mT, bias)
+    result = a.new_empty(a.shape[0], b.shape[1] + noise.shape[1])
+    fused, behind = result.split([b.shape[1], noise.shape[1]], 1)
+    behind.copy_(noise)
+    if _onednn(a):
+        fused.copy_(multiply(a, b.mT, bias))
+    elif bias is None:
+        torch.mm(a, b, out=fused)
+    else:
+        torch.addmm(bias, a, b, out=fused)
+    return result
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K) times weight (K, N), plus bias (N,). Differentiable to any order."""
-    large = x.numel() * weight.shape[1] >= _LARGE
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """[x weight + bias, noise] for x (..., K), weight (K, N), bias (N,), noise (..., n).
+
+    Differentiable to any order.
+    """
+    large = x.numel() * weight.shape[1] >= _LARGE and x.device.type == "cpu"
     special = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if special or not large or not _onednn(x):
-        return x @ weight if bias is None else F.linear(x, weight.mT, bias)
+    if special or not large or (noise is None and not _onednn(x)):
+        y = x @ weight if bias is None else F.linear(x, weight.mT, bias)
+        return y if noise is None else torch.cat([y, noise], -1)
     differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0
     multiply = _Product.apply if differentiated else matmul
     rows = x.reshape(-1, x.shape[-1])
+    behind = None if noise is None else noise.reshape(-1, noise.shape[-1])
     columns_first = rows.stride(0) == 1 < rows.stride(1)
     # oneDNN wants rows of the first: where both would be copied for that, copy the smaller.
-    if bias is None and columns_first and weight.shape[1] < rows.shape[0]:
-        made = multiply(weight.mT, rows.mT, None).mT
+    if bias is None and noise is None and columns_first and weight.shape[1] < rows.shape[0]:
+        made = multiply(weight.mT, rows.mT, None, None).mT
     else:
-        made = multiply(rows, weight, bias)
+        made = multiply(rows, weight, bias, behind)
     return made.unflatten(0, x.shape[:-1]) if x.ndim != 2 else made
 
 
 def _onednn(x: Tensor) -> bool:
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
     mkldnn = torch.backends.mkldnn
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return usable and known and mkldnn.is_available() and bool(mkldnn.enabled)
+    return usable and _faster() and bool(mkldnn.enabled)
+
+
+@functools.cache
+def _faster() -> bool:
+    """Whether oneDNN is here and PyTorch's products are not MKL's on an Intel processor."""
+    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+    cpu = Path("/proc/cpuinfo")
+    intel = torch.backends.mkl.is_available() and "GenuineIntel" in (
+        cpu.read_text() if cpu.is_file() else ""
+    )
+    return known and not intel
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,28 +86,35 @@ class _Product(torch.autograd.Function):
     """Bilinear: its gradients are products again."""
 
     @staticmethod
-    def forward(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        return matmul(a, b, bias)
+    def forward(a: Tensor, b: Tensor, bias: Tensor | None, noise: Tensor | None) -> Tensor:
+        return matmul(a, b, bias, noise)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        a, b, _bias = inputs
+        a, b, _bias, noise = inputs
+        ctx.behind = 0 if noise is None else noise.shape[1]
         ctx.save_for_backward(a, b)
         ctx.save_for_forward(a, b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad,), (a, b) = grads, ctx.saved_tensors
-        need_a, need_b, need_bias = ctx.needs_input_grad
+        need_a, need_b, need_bias, need_noise = ctx.needs_input_grad
+        grad, noise_grad = grad.split([b.shape[1], ctx.behind], 1)
+        grad = grad.contiguous()  # rows of even length: two products read it
         return (
             product(grad, b.mT) if need_a else None,
             product(a.mT, grad) if need_b else None,
             grad.sum(0) if need_bias else None,
+            noise_grad if need_noise else None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, dbias: Tensor | None) -> Any:
+    def jvp(ctx: Any, da: Any, db: Any, dbias: Any, dnoise: Any) -> Any:
         a, b = ctx.saved_tensors
         terms = [None if da is None else da @ b, None if db is None else a @ db, dbias]
-        present = [x for x in terms if x is not None]
-        return sum(present[1:], present[0]).expand(a.shape[0], b.shape[1])
+        present = [x for x in terms if x is not None] or [a.new_zeros(b.shape[1])]
+        tangent = sum(present[1:], present[0]).expand(a.shape[0], b.shape[1])
+        if dnoise is None:
+            dnoise = a.new_zeros(a.shape[0], ctx.behind)
+        return torch.cat([tangent, dnoise], 1) if ctx.behind else tangent

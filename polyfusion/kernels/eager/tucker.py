@@ -19,10 +19,10 @@ def tucker_forward(
     """Eq. (8), with noise behind it."""
     per_clip, rows = meet_clips(_project(views, factors), _framed(views), core)
     if per_clip is None:
-        return with_noise(product(rows, out.mT), noise)
+        return product(rows, out.mT, noise=noise)
     (count, width), (outputs, inner) = rows.shape[1:], out.shape
     if count * (width * inner + inner * outputs) <= width * outputs * (inner + count):
-        return with_noise(product(rows @ per_clip.mT, out.mT), noise)
+        return product(rows @ per_clip.mT, out.mT, noise=noise)
     return with_noise(rows @ (out @ per_clip).mT, noise)  # long clips: fold U₁ in once per clip
 
 
