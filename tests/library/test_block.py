@@ -10,6 +10,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from polyfusion import ops
+from polyfusion.kernels.triton import common, final
 from polyfusion.nn import (
     FinalBlock,
     FirstBlock,
@@ -95,6 +96,40 @@ def test_final_block(kernels, channels, size):
         return torch.conv_transpose2d(x, weight, stride=2, padding=1).tanh()
 
     compare(module, oracle, [torch.randn(3, channels, *size)])
+
+
+@pytest.mark.parametrize(("rows", "maps"), [(1, 3), (4, 2), (3, 1), (32, 5)])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_final_block_in_strips_tiles_and_groups(monkeypatch, rows, maps):
+    """As a GPU runs it: strips of rows, tiles of columns, groups of maps, blocks of channels."""
+    tile = {"BLOCK_P": 32, "BLOCK_W": 16, "BLOCK_C": 16, "BLOCK_O": 4}
+    monkeypatch.setattr(final, "config", lambda *_: tile)
+
+    def jobs(x, height, tile):
+        strips, tiles = -(-height // rows), -(-x.shape[3] // (tile["BLOCK_W"] - 2))
+        return strips, rows, tiles, -(-len(x) * strips // 2) * tiles
+
+    monkeypatch.setattr(final, "_jobs", jobs)
+    torch.manual_seed(0)
+    module = FinalBlock(37, kernels="triton")
+    torch.nn.init.normal_(module.weight, 0.0, 0.1)
+
+    def oracle(x, weight):
+        return torch.conv_transpose2d(x, weight, stride=2, padding=1).tanh()
+
+    compare(module, oracle, [torch.randn(maps, 37, 7, 30)])
+
+
+@pytest.mark.parametrize(("maps", "height", "width"), [(1200, 64, 48), (1, 64, 48), (7, 5, 200)])
+def test_last_layer_fills_a_gpu(maps, height, width):
+    """Every row and column has a strip, there are programs for 132 multiprocessors or rows."""
+    x = torch.empty(maps, 64, height, width, dtype=torch.bfloat16, device="meta")
+    with common.pretend(90):
+        tile = final.config("forward", x, 3, common.arithmetic(x))
+        strips, rows, tiles, jobs = final._jobs(x, height + 1, tile)
+    assert strips * rows >= height + 1
+    assert tiles * (tile["BLOCK_W"] - 2) >= width
+    assert jobs >= min(132, maps * (height + 1))
 
 
 @pytest.mark.parametrize("kernels", ["eager", "triton"])

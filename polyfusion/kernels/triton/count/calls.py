@@ -79,7 +79,7 @@ def _final(channels: int, height: int, width: int) -> dict[str, Call]:
     x, weight = _maps(CLIPS * FRAMES, channels, height, width), make(channels, 3, 4, 4)
     y = _maps(CLIPS * FRAMES, 3, 2 * height, 2 * width)
     return {
-        "final forward": Call(final.final_forward, (x, weight), 601),  # 24 programs an image
+        "final forward": Call(final.final_forward, (x, weight), 601),  # three strips a map
         "final backward": Call(final.final_backward, (torch.empty_like(y), x, weight, y), 31),
     }
 
