@@ -1,8 +1,8 @@
 """The generator's last layer, tanh of a 4×4 stride-2 transposed convolution to very few channels.
 
-It is bound by memory, so every map is read once. A program goes down a strip of rows of the input, or
-several strips at a time. Row i and the row before it make the rows 2i - 1 and 2i of the
-result, of which column j makes the columns 2j and 2j + 1 together with the columns beside it:
+It is bound by memory, so every map is read once. A program goes down a strip of rows of the input,
+or several strips at a time. Row i and the row before it make the rows 2i - 1 and 2i of the result,
+of which column j makes the columns 2j and 2j + 1 together with the columns beside it:
 
 - taps ky = ρ of row i and ky = 2 + ρ of row i - 1 meet in row 2i - 1 + ρ;
 - taps kx = 1 + q of column j meet in column 2j + q with tap 3 of column j - 1 if q = 0, and with

@@ -20,6 +20,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from polyfusion.kernels.layout import sum_dtype
 from polyfusion.kernels.triton.common import (
     Rows,
     arithmetic,
@@ -177,87 +178,86 @@ def _forward_kernel(
 @jit
 def _backward_kernel(
     views, first, gates, out, grad, grad_gates, grad_first, grad_first_clip, hidden,
-    frames, count, grad_width,
+    frames, count, grad_width, tiles,
     RANK: tl.constexpr, OUTPUTS: tl.constexpr,
     SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):
-    """All frames of a clip by a chunk of the rank: gradients of the projections, and ``hidden``.
+    """Some frames of a clip by a chunk of the rank: gradients of the projections, and ``hidden``.
 
     ``grad_gates[v]`` is dL/dr_v, ``grad_first`` dL/dp_v of every view with frames (they are equal)
-    and ``grad_first_clip`` of every view without, ``hidden`` what the last projection took. Sums
-    over a clip's frames stay in this program, in order: no atomics.
+    and ``grad_first_clip`` of every view without, ``hidden`` what the last projection took. Of a
+    view without frames these are sums over the frames at hand, a matrix per tile of frames.
     """
-    clip = tl.program_id(0).to(tl.int64)
+    clip = tl.program_id(0).to(tl.int64) // tiles
+    tile = tl.program_id(0) % tiles
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     clip_terms, clip_low, clip_high = _clip_views(
         views, first, gates, clip, k, -1, RANK, SIZES, FRAMED, FORM, ACC, BLOCK_K, BLOCK_D
     )
     clip_every = _every(clip_low, clip_high, FORM)
-    sum_g = tl.zeros((BLOCK_K,), ACC)  # Σ_t g
-    sum_gated = tl.zeros((BLOCK_K,), ACC)  # Σ_t g ∘ (∏ r, or ∏ (1 + r) - 1, of the frames' views)
-    for start in range(0, frames, BLOCK_T):
-        t = start + tl.arange(0, BLOCK_T)
-        n = clip * frames + t
-        live = (t < frames) & (n < count)
-        inside = live[:, None] & (k[None, :] < RANK)
-        at = n[:, None] * RANK + k[None, :]
-        g = tl.zeros((BLOCK_T, BLOCK_K), ACC)
-        for m_start in range(0, OUTPUTS, BLOCK_M):
-            m = m_start + tl.arange(0, BLOCK_M)
-            y = tl.load(
-                grad + n[:, None] * grad_width + m[None, :],
-                mask=live[:, None] & (m[None, :] < OUTPUTS), other=0.0,
+    t = tile * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = clip * frames + t
+    live = (t < frames) & (n < count)
+    inside = live[:, None] & (k[None, :] < RANK)
+    at = n[:, None] * RANK + k[None, :]
+    g = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    for m_start in range(0, OUTPUTS, BLOCK_M):
+        m = m_start + tl.arange(0, BLOCK_M)
+        y = tl.load(
+            grad + n[:, None] * grad_width + m[None, :],
+            mask=live[:, None] & (m[None, :] < OUTPUTS), other=0.0,
+        )
+        w = tl.load(
+            out + m[:, None] * RANK + k[None, :],
+            mask=(m[:, None] < OUTPUTS) & (k[None, :] < RANK), other=0.0,
+        )
+        g = tl.dot(
+            y.to(COMPUTE), w.to(COMPUTE), g, input_precision=PRECISION, out_dtype=ACC
+        )
+    terms = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    low = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
+    high = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+    projected = ()
+    for v in tl.static_range(len(FRAMED)):
+        if FRAMED[v]:
+            r = project(
+                views[v], gates[v], n, live, k, SIZES[v], RANK, FORM == "cp",
+                COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
             )
-            w = tl.load(
-                out + m[:, None] * RANK + k[None, :],
-                mask=(m[:, None] < OUTPUTS) & (k[None, :] < RANK), other=0.0,
-            )
-            g = tl.dot(
-                y.to(COMPUTE), w.to(COMPUTE), g, input_precision=PRECISION, out_dtype=ACC
-            )
-        terms = tl.zeros((BLOCK_T, BLOCK_K), ACC)
-        low = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
-        high = tl.zeros((BLOCK_T, BLOCK_K), ACC)
-        projected = ()
-        for v in tl.static_range(len(FRAMED)):
-            if FRAMED[v]:
-                r = project(
-                    views[v], gates[v], n, live, k, SIZES[v], RANK, FORM == "cp",
+            projected = projected + (r,)  # noqa: RUF005
+            low, high = _merge(low, high, r, FORM)
+            if FORM == "cmf":
+                terms += project(
+                    views[v], first[v], n, live, k, SIZES[v], RANK, False,
                     COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
                 )
-                projected = projected + (r,)  # noqa: RUF005
-                low, high = _merge(low, high, r, FORM)
-                if FORM == "cmf":
-                    terms += project(
-                        views[v], first[v], n, live, k, SIZES[v], RANK, False,
-                        COMPUTE, ACC, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D,
-                    )
-            else:
-                projected = projected + (0,)  # noqa: RUF005
-        if FORM == "cmf-sr":
-            terms = low
-        x = _combine(clip_terms, clip_low, clip_high, terms, low, high, FORM)
-        tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=inside)
-        sum_g += tl.sum(g, axis=0)
-        sum_gated += tl.sum(g * _every(low, high, FORM), axis=0)
-        if FORM == "cmf":
-            tl.store(grad_first + at, g.to(grad_first.dtype.element_ty), mask=inside)
-        for v in tl.static_range(len(FRAMED)):
-            if FRAMED[v]:
-                other = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
-                other_high = tl.zeros((BLOCK_T, BLOCK_K), ACC)
-                for u in tl.static_range(len(FRAMED)):
-                    if FRAMED[u] and u != v:
-                        other, other_high = _merge(other, other_high, projected[u], FORM)
-                other = _every(other, other_high, FORM)
-                slope = other * clip_every[None, :]
-                if FORM != "cp":
-                    slope += other + clip_every[None, :]
-                if FORM == "cmf-sr":
-                    slope += 1.0
-                tl.store(grad_gates[v] + at, (g * slope).to(hidden.dtype.element_ty), mask=inside)
+        else:
+            projected = projected + (0,)  # noqa: RUF005
+    if FORM == "cmf-sr":
+        terms = low
+    x = _combine(clip_terms, clip_low, clip_high, terms, low, high, FORM)
+    tl.store(hidden + at, x.to(hidden.dtype.element_ty), mask=inside)
+    sum_g = tl.sum(g, axis=0)
+    sum_gated = tl.sum(g * _every(low, high, FORM), axis=0)  # ∏ r, or ∏ (1 + r) - 1, of the frames'
+    if FORM == "cmf":
+        tl.store(grad_first + at, g.to(grad_first.dtype.element_ty), mask=inside)
+    for v in tl.static_range(len(FRAMED)):
+        if FRAMED[v]:
+            other = tl.full((BLOCK_T, BLOCK_K), 1.0 if FORM == "cp" else 0.0, ACC)
+            other_high = tl.zeros((BLOCK_T, BLOCK_K), ACC)
+            for u in tl.static_range(len(FRAMED)):
+                if FRAMED[u] and u != v:
+                    other, other_high = _merge(other, other_high, projected[u], FORM)
+            other = _every(other, other_high, FORM)
+            slope = other * clip_every[None, :]
+            if FORM != "cp":
+                slope += other + clip_every[None, :]
+            if FORM == "cmf-sr":
+                slope += 1.0
+            tl.store(grad_gates[v] + at, (g * slope).to(hidden.dtype.element_ty), mask=inside)
+    line = (tile * (tl.num_programs(0) // tiles) + clip) * RANK + k
     for v in tl.static_range(len(FRAMED)):
         if not FRAMED[v]:
             _terms, other, other_high = _clip_views(
@@ -269,13 +269,9 @@ def _backward_kernel(
                 slope += sum_gated + other * sum_g
             if FORM == "cmf-sr":
                 slope += sum_g
-            tl.store(
-                grad_gates[v] + clip * RANK + k, slope.to(hidden.dtype.element_ty), mask=k < RANK
-            )
+            tl.store(grad_gates[v] + line, slope, mask=k < RANK)
     if FORM == "cmf":
-        tl.store(
-            grad_first_clip + clip * RANK + k, sum_g.to(hidden.dtype.element_ty), mask=k < RANK
-        )
+        tl.store(grad_first_clip + line, sum_g, mask=k < RANK)
 
 
 def config(
@@ -298,7 +294,8 @@ def config(
         return {**tile, "num_warps": 4, "num_stages": 2}
     # float32 operands take twice the registers and the shared memory of half precision.
     deep = 64 if constants["PRECISION"] == "ieee" else 32
-    tile = {"BLOCK_T": block(frames, 16, 64), "BLOCK_M": deep, "BLOCK_K": 32, "BLOCK_D": deep}
+    most = 64 if kernel == "forward" else 32  # more programs for the backward
+    tile = {"BLOCK_T": block(frames, 16, most), "BLOCK_M": deep, "BLOCK_K": 32, "BLOCK_D": deep}
     return {**tile, "num_warps": 4, "num_stages": 3}
 
 
@@ -434,16 +431,23 @@ def _backward(
 
     def run(tile: Tile) -> tuple[Rows, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
         layout = lay_out(views, tile["BLOCK_T"])
+        tiles = max(1, cdiv(layout.frames, tile["BLOCK_T"]))
         hidden = out.new_empty(layout.count, rank)
-        grad_gates = tuple(out.new_empty(view.shape[0], rank) for view in flat)
+
+        def sums() -> Tensor:
+            return out.new_empty(tiles, layout.clips, rank, dtype=sum_dtype(out))
+
+        grad_gates = tuple(
+            torch.empty_like(hidden) if framed else sums() for framed in layout.framed
+        )
         every_frame, every_clip = hidden, hidden
         if form == "cmf":
-            every_frame, every_clip = torch.empty_like(hidden), out.new_empty(layout.clips, rank)
+            every_frame, every_clip = torch.empty_like(hidden), sums()
         launch(
             _backward_kernel,
-            (layout.clips if rank else 0, cdiv(rank, tile["BLOCK_K"])),
+            (layout.clips * tiles if rank else 0, cdiv(rank, tile["BLOCK_K"])),
             views, first or gates, gates, out, grad, grad_gates, every_frame, every_clip, hidden,
-            layout.frames, layout.count, grad.shape[-1],
+            layout.frames, layout.count, grad.shape[-1], tiles,
             RANK=rank, OUTPUTS=outputs, FORM=form,
             SIZES=tuple([view.shape[-1] for view in views]), FRAMED=layout.framed,
             **constants, **tile,

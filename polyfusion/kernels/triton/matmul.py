@@ -30,7 +30,10 @@ from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 @dataclass(frozen=True)
 class Product:
-    """``out = a @ b``, or ``a @ b + more[0] @ more[1]``; batched operands have one batch size."""
+    """``out = a @ b``, or ``a @ b + more[0] @ more[1]``; batched operands have one batch size.
+
+    A batch that is summed is one of both terms.
+    """
 
     out: Tensor
     a: Tensor
@@ -93,7 +96,7 @@ def _products_kernel(
             if TWO_TERMS[n]:
                 acc = _accumulate(
                     acc, more_lefts[n], more_rights[n], batch, i, j, more_sizes[n],
-                    more_strides[n], 1, COMPUTE, ACC, PRECISION, BLOCK_K,
+                    more_strides[n], SUMMED[n], COMPUTE, ACC, PRECISION, BLOCK_K,
                 )
             out = outs[n] + batch * out_strides[n][0]
             tl.store(
