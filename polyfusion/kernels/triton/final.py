@@ -31,6 +31,9 @@ from polyfusion.kernels.triton.common import (
 )
 from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
+INTERPRETED_ROWS = 11
+"""Rows of a strip in the interpreter: more take more operations, fewer are read more often."""
+
 
 @jit
 def _columns(BLOCK_O: tl.constexpr):
@@ -211,7 +214,7 @@ def config(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> dict[
     tile = {"BLOCK_W": across, "BLOCK_C": block(x.shape[1], 16, 64), "BLOCK_O": block(out, 4, 64)}
     if interpreted:
         most = 2**20 // max(tile["BLOCK_C"], 4 * tile["BLOCK_O"])  # Triton's limit
-        columns = x.shape[0] * (x.shape[2] + 1) * across
+        columns = x.shape[0] * cdiv(x.shape[2] + 1, INTERPRETED_ROWS) * across
         return {**tile, "BLOCK_P": max(across, block(columns, 16, most))}
     tile["BLOCK_P"] = 32 if double else 64
     forward, cores = kernel == "forward", uses_tensor_cores(constants)
@@ -236,13 +239,13 @@ def options(kernel: str, x: Tensor, out: int, constants: dict[str, Any]) -> Opti
 def _jobs(x: Tensor, rows: int, tile: Tile) -> tuple[int, int, int, int]:
     """Number of strips of a map, their rows, tiles of columns; and of programs for all of them.
 
-    At most 32 rows, and so many strips that a GPU has something for every multiprocessor. The
-    interpreter, whose time goes by the number of operations, has all rows in one.
+    At most 32 rows, and so many strips that a GPU has something for every multiprocessor.
     """
     n, width = x.shape[0], x.shape[3]
     tiles = cdiv(width, tile["BLOCK_W"] - 2)
-    strips = rows
-    if capability(x) is not None:
+    if capability(x) is None:
+        strips = cdiv(rows, INTERPRETED_ROWS)
+    else:
         strips = max(cdiv(rows, 32), min(rows, cdiv(528, max(1, n * tiles))))
     groups = cdiv(n * strips, tile["BLOCK_P"] // tile["BLOCK_W"])
     return strips, cdiv(rows, strips), tiles, groups * tiles
