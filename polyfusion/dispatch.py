@@ -128,7 +128,8 @@ def why_eager(tensor: torch.Tensor, unsupported: str | None = None) -> str | Non
         return "float64 is for checking"
     if transformed():
         return "fused kernels have no forward-mode derivatives and no transforms of torch.func"
-    return triton_problem()
+    problem = triton_problem()
+    return problem if problem and cuda_problem([tensor]) else None
 
 
 def resolve(
@@ -145,7 +146,9 @@ def resolve(
         return "eager"
     on_cuda = tensors[0].is_cuda
     if kernels == "auto":
-        return "eager" if why_eager(tensors[0], unsupported) else "triton"
+        if why_eager(tensors[0], unsupported):
+            return "eager"
+        return "cuda" if triton_problem() else "triton"  # which needs no compiler at run time
     if unsupported is not None:
         raise KernelsUnavailable(
             f"kernels={kernels!r}: {unsupported}; use kernels='eager' or 'auto'"

@@ -93,6 +93,9 @@ def test_a_failed_trial_falls_back(a_gpu, monkeypatch):
     assert resolve("auto", on_gpu) == "eager"
     with pytest.raises(KernelsUnavailable, match="fatal error"):
         resolve("triton", on_gpu)
+    monkeypatch.setattr(extension, "problem", lambda tensors: None)  # built, and it runs here
+    assert resolve("auto", on_gpu) == "cuda"
+    assert dispatch.why_eager(on_gpu[0]) is None
 
 
 def test_an_extension_for_another_gpu_is_refused(monkeypatch):

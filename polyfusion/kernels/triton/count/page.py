@@ -30,6 +30,15 @@ with 10 of noise, maps of 1200 frames.
 - **loads, stores, copies**: bytes a lane moves at once, the narrowest first; copies are
   asynchronous. 16 is the best, 2 is one bf16 value at a time.
 
+## Which kernels a call gets
+
+`kernels="auto"` takes PyTorch's operators on a CPU, for float64, in forward mode and under
+transforms of `torch.func`; on a GPU Triton's kernels; and the CUDA extension where Triton cannot
+launch (it needs a C compiler and Python's headers at run time) and the extension was built by
+`python -m polyfusion.build`, which needs neither. That is what there are two backends for. That
+one is faster than the other, or than PyTorch, somewhere is not known before both have been timed
+(`python -m bench.gpu`), and then this rule should follow the times.
+
 """
 _OPERATORS = (
     "| operator | launches | PyTorch's | compulsory MB | requested MB | ratio | ≥ µs | asked µs |\n"
