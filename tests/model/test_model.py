@@ -29,17 +29,19 @@ def test_paper_sizes_equal_the_published_counts():
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_fusion_animates_and_every_parameter_gets_a_gradient(fusion):
-    torch.manual_seed(0)  # some draws leave a ReLU of these few without a gradient
-    model = TalkingFace(SMALL, fusion)
-    still, audio = inputs(SMALL)
-    frames = model(still, audio, torch.Generator().manual_seed(0))
-    assert frames.shape == (2, 7, 3, 32, 24)
-    assert frames.abs().max() <= 1
-    frames.square().sum().backward()
-    for name, p in model.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.isfinite().all(), name
-        assert p.grad.abs().sum() > 0, name
+    untouched = []
+    for seed in range(3):  # some draws leave one of these few ReLUs without a gradient
+        torch.manual_seed(seed)
+        model = TalkingFace(SMALL, fusion)
+        still, audio = inputs(SMALL)
+        frames = model(still, audio, torch.Generator().manual_seed(0))
+        assert frames.shape == (2, 7, 3, 32, 24)
+        assert frames.abs().max() <= 1
+        frames.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        assert all(grad is not None and grad.isfinite().all() for grad in gradients.values())
+        untouched.append({name for name, grad in gradients.items() if not grad.any()})
+    assert not set.intersection(*untouched)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
