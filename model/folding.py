@@ -93,6 +93,8 @@ class FoldedIdentity(nn.Module):
     def __init__(self, encoder: nn.Module, generator: Generator):
         super().__init__()
         self.encoder = encoder
+        head: Any = encoder.head  # lies as its maps do, or it is laid out so in every call
+        head.weight.data = head.weight.data.contiguous(memory_format=torch.channels_last)
         self.skip_convs = nn.ModuleList()
         block: Any
         for block in reversed(generator.skip_convs):
