@@ -285,21 +285,25 @@ def replace_between(text: str, replacement: str, path: Path) -> str:
     return f"{before}{start}\n{replacement}\n{end}{after}"
 
 
+def result_files(folder: Path) -> list[Path]:
+    """The results of every machine in ``folder``."""
+    return sorted(folder.glob("*/results.jsonl"))
+
+
 def generated(folder: Path) -> tuple[str, str]:
     """The README's section and that of docs/performance.md, of every run in ``folder``."""
-    runs = [read_results(path.parent) for path in sorted(folder.glob("*/results.jsonl"))]
+    runs = {path.parent.name: read_results(path.parent) for path in result_files(folder)}
     if not runs:
         raise ResultsError(f"{folder}: no results; run `python -m bench --out {folder}/NAME`")
-    readme = "\n\n".join("\n".join(in_short(results)) for results in runs)
+    readme = "\n\n".join("\n".join(in_short(results)) for results in runs.values())
     parts = []
-    for results in runs:
+    for name, results in runs.items():
         parts += [f"## {results.head['label']}", "", " ".join(circumstances(results)), ""]
         parts += [*summary(results), "", "### Where we lose", ""]
         parts += [*(losses(results) or ["Nowhere in this run."]), ""]
-        kind = results.head["machine"]["kind"]
         if results.find(group="growth"):
-            parts += ["### Growth", "", f"![Time and memory growing](growth_{kind}.svg)", ""]
-        parts += [f"![Speed-ups](speedup_{kind}.svg)", ""]
+            parts += ["### Growth", "", f"![Time and memory growing](growth_{name}.svg)", ""]
+        parts += [f"![Speed-ups](speedup_{name}.svg)", ""]
     return readme, "\n".join(parts).rstrip()
 
 
@@ -308,13 +312,12 @@ def write_docs(folder: Path, root: Path = ROOT) -> None:
     readme, performance = generated(folder)
     for path, text in ((root / "README.md", readme), (root / "docs/performance.md", performance)):
         path.write_text(replace_between(path.read_text(), text, path))
-    for path in sorted(folder.glob("*/results.jsonl")):
+    for path in result_files(folder):
         write_report(path.parent)
         results = read_results(path.parent)
-        kind = results.head["machine"]["kind"]
         for name, figure in (("growth", growth(results)), ("speedup", speedups(results))):
             if figure is not None:
-                save(figure, root / "docs" / f"{name}_{kind}.svg")
+                save(figure, root / "docs" / f"{name}_{path.parent.name}.svg")
 
 
 if __name__ == "__main__":
