@@ -1,4 +1,4 @@
-"""Products by oneDNN: values and gradients of first and second order, in any strides."""
+"""Products by oneDNN and by MKL: values and gradients of first and second order, any strides."""
 
 import itertools
 
@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from polyfusion.kernels.eager import product
 from tests.library.helpers import FORMS, TOLERANCE, make_problem, relative_error
 
-GATE = pytest.mark.skipif(
-    not product._onednn(torch.zeros(1)), reason="PyTorch was built without oneDNN"
-)
+GATE = pytest.mark.skipif(not product._available(), reason="PyTorch was built without oneDNN")
+
+
+@pytest.fixture(autouse=True, params=["onednn", "mkl"])
+def library(request, monkeypatch):
+    """As on either kind of processor, whichever this one is."""
+    monkeypatch.setattr(product, "_mkl_is_faster", lambda: request.param == "mkl")
+    return request.param
 
 
 def lay_out(x, how):
@@ -22,25 +27,29 @@ def lay_out(x, how):
 
 
 @GATE
+@pytest.mark.parametrize("noisy", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
     ("left", "right"), list(itertools.product(["rows", "columns", "sliced"], repeat=2))
 )
-def test_gradients_of_every_order(left, right, biased, monkeypatch):
+def test_gradients_of_every_order(left, right, biased, noisy, monkeypatch):
     monkeypatch.setattr(product, "_LARGE", 0)
     torch.manual_seed(0)
-    x, w, bias = torch.randn(7, 5), torch.randn(5, 3), torch.randn(3)
-    inputs = [lay_out(x, left), lay_out(w, right), *([bias] if biased else [])]
+    x, w = lay_out(torch.randn(7, 5), left), lay_out(torch.randn(5, 3), right)
+    more = {"bias": torch.randn(3)} if biased else {}
+    more |= {"noise": lay_out(torch.randn(7, 2), left)} if noisy else {}
+    inputs = [x, w, *more.values()]
 
     def differentiate(function, dtype):
         leaves = [v.detach().to(dtype).requires_grad_() for v in inputs]
-        value = function(*leaves)
+        value = function(*leaves[:2], **dict(zip(more, leaves[2:], strict=True)))
         grads = torch.autograd.grad((value * value).sum(), leaves, create_graph=True)
         second = torch.autograd.grad(sum((g**3).sum() for g in grads), leaves)
         return [value, *grads, *second]
 
-    def plain(x, w, bias=None):
-        return F.linear(x, w.mT, bias)
+    def plain(x, w, bias=None, noise=None):
+        y = F.linear(x, w.mT, bias)
+        return y if noise is None else torch.cat([y, noise], -1)
 
     found = differentiate(product.product, torch.float32)
     for value, exactly in zip(found, differentiate(plain, torch.float64), strict=True):
@@ -63,6 +72,14 @@ def test_forward_mode_and_vmap(monkeypatch):
         y = product.product(make(x, dx[0]), make(w, dw))
         tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
     assert relative_error(tangent, dx[0] @ w + x @ dw) < 2e-6
+    noise, dnoise = torch.randn(7, 2), torch.randn(7, 2)
+    for is_dual in (False, True):
+        with torch.autograd.forward_ad.dual_level():
+            behind = make(noise, dnoise) if is_dual else noise
+            y = product.product(make(x, dx[0]), w, noise=behind)
+            tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+        expected = torch.cat([dx[0] @ w, dnoise * is_dual], 1)
+        assert relative_error(tangent, expected) < 2e-6
     with torch.autograd.forward_ad.dual_level(), torch.no_grad():
         y = product.product(make(x, dx[0]), w)
         tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
@@ -97,7 +114,7 @@ def test_hessian_products_in_place_and_strided_bias(left, monkeypatch):
 @GATE
 @pytest.mark.parametrize("form", FORMS)
 def test_fusion_at_sizes_that_use_it(form, monkeypatch):
-    """Value and every gradient of the eager operators, all their products by oneDNN."""
+    """Value and every gradient of the eager operators, all their products by one library."""
     monkeypatch.setattr(product, "_LARGE", 0)
     problem = make_problem(form, dtype=torch.float32)
     cotangent = torch.randn(2, 3, 21)
@@ -108,15 +125,15 @@ def test_fusion_at_sizes_that_use_it(form, monkeypatch):
 
 
 @GATE
-def test_only_where_it_pays(monkeypatch):
-    called = []
+def test_only_where_it_pays(monkeypatch, library):
+    called, once = [], int(library == "onednn")
     original = product._linear
     monkeypatch.setattr(product, "_linear", lambda *a: called.append(1) or original(*a))
     x, w = torch.randn(128, 128), torch.randn(128, 128)
     product.product(x, w)  # 2^21 multiply-adds
-    assert len(called) == 1
+    assert len(called) == once
     product.product(x[:127], w)
     product.product(x.double(), w.double())
     product.product(x.bfloat16(), w.bfloat16())
     product.product(x[:0], w)
-    assert len(called) == 1
+    assert len(called) == once

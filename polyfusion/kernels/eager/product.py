@@ -20,13 +20,14 @@ _LARGE = 1 << 21
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
     """a (M, K) times b (K, N), plus bias (N,), in any strides; noise (M, n) behind it."""
-    multiply = _linear if _onednn(a) else F.linear
+    onednn = _onednn(a)
+    multiply = _linear if onednn else F.linear
     if noise is None:
         return multiply(a, b.mT, bias)
     result = a.new_empty(a.shape[0], b.shape[1] + noise.shape[1])
     fused, behind = result.split([b.shape[1], noise.shape[1]], 1)
     behind.copy_(noise)
-    if _onednn(a):
+    if onednn:
         fused.copy_(multiply(a, b.mT, bias))
     elif bias is None:
         torch.mm(a, b, out=fused)
@@ -62,19 +63,21 @@ def product(
 
 def _onednn(x: Tensor) -> bool:
     usable = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
-    mkldnn = torch.backends.mkldnn
-    return usable and _faster() and bool(mkldnn.enabled)
+    return usable and _available() and not _mkl_is_faster() and bool(torch.backends.mkldnn.enabled)
 
 
 @functools.cache
-def _faster() -> bool:
-    """Whether oneDNN is here and PyTorch's products are not MKL's on an Intel processor."""
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+def _available() -> bool:
+    """Whether PyTorch was built with oneDNN."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+
+
+@functools.cache
+def _mkl_is_faster() -> bool:
+    """Whether PyTorch's own products are MKL's, on an Intel processor."""
     cpu = Path("/proc/cpuinfo")
-    intel = torch.backends.mkl.is_available() and "GenuineIntel" in (
-        cpu.read_text() if cpu.is_file() else ""
-    )
-    return known and not intel
+    intel = cpu.is_file() and "GenuineIntel" in cpu.read_text()
+    return intel and torch.backends.mkl.is_available()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
