@@ -64,7 +64,7 @@ class FoldedGenerator(nn.Module):
         for block in generator.skip_convs:
             scale, _shift = _affine(block.norm)  # the shift is the skip's
             weight = block.weight_x * scale.view(-1, 1, 1, 1)
-            self.skip_convs.append(PackedConv(weight, torch.zeros_like(scale)))
+            self.skip_convs.append(PackedConv(weight, None))
         for block in generator.up_convs:
             scale, shift = _affine(block.norm)
             weight = block.weight * scale.view(-1, 1, 1)
