@@ -23,7 +23,6 @@ from polyfusion.kernels.triton.compile.gate import COLUMNS, SAMPLED, SHARED_LIMI
 TABLE = Path(__file__).with_name("compiled_kernels.json")
 MATRIX_INSTRUCTION = {"80": "mma.sync", "90": "wgmma", "100": "tcgen05.mma"}
 RENEW = "renew tests/library/compiled_kernels.json (see the top of this file)"
-OCCUPANCY = (64, 72, 80, 96, 128, 168)  # registers that let one more program of 128 or 256 in
 TILE = ("BLOCK_B", "BLOCK_T", "BLOCK_M", "BLOCK_N", "BLOCK_P", "BLOCK_O")  # not ranks or inputs
 
 
@@ -53,7 +52,7 @@ def check(table):
             found = dict(zip(COLUMNS, row[capability], strict=True))
             where = f"{row['call']} {row['kernel']} for {capability}: {row['config']} {found}"
             # ptxas spills an address or two to fit one more program on a multiprocessor.
-            fitted = found["registers"] in OCCUPANCY
+            fitted = found["registers"] == 128  # two programs of 256 threads
             scalar = found["instruction"] == "fma" or row["call"].endswith("float64")
             allowed = 16 if scalar or fitted else 0
             assert found["stack"] <= allowed, f"spills: {where}"
