@@ -55,7 +55,7 @@ def lines() -> list[str]:
         report.append(f"  {operator:<24}eager     in every dtype: it has no fused kernels")
     reasons: dict[str, list[str]] = {}
     for example in examples:
-        reason = why_eager(example) or "the fastest here that serves every operator"
+        reason = why_eager(example) or "these kernels serve every operator on a GPU"
         reasons.setdefault(reason, []).append(str(example.dtype).removeprefix("torch."))
     report += ["Why:", *(f"  {', '.join(names)}: {why}" for why, names in reasons.items())]
     report += ["", *_convolutions(examples[0])]
