@@ -22,9 +22,9 @@ from polyfusion.kernels.triton.tune import Options, Tile, tuned, vary
 
 
 @jit
-def _pixels(count, frames, pixels, BLOCK_P: tl.constexpr):
+def _pixels(group, count, frames, pixels, BLOCK_P: tl.constexpr):
     """(BLOCK_P,): pixels of all clips, their rows in the first frame, and which of them exist."""
-    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = (group * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     return p, (p // pixels) * frames * pixels + p % pixels, p < count
 
 
@@ -68,7 +68,7 @@ def _statistics_kernel(
 ):
     """First stage: a row of (count, mean, M2) for each program. Welford's update, per pixel."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    p, first, exists = _pixels(tl.program_id(0), count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     origin = _origin(u, s, c, CHANNELS, SKIP, ACC)[None, None, :]
     seen = tl.zeros((BLOCK_P, 1), ACC)
@@ -153,7 +153,7 @@ def _apply_kernel(
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
+    p, first, exists = _pixels(tl.program_id(0), count, frames, pixels, BLOCK_P)
     shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
     shared -= _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
@@ -178,99 +178,106 @@ def _backward_sums_kernel(
 ):
     """Σ g and Σ g x̂ of each program; g is the gradient through the activation, x̂ normalised."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
-    shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
-    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    center = _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
     total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
     product = tl.zeros((BLOCK_P, BLOCK_C), ACC)
-    for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
-        inside = live & (c < CHANNELS)[None, None, :]
-        at = row * CHANNELS + c[None, None, :]
-        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
-        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
-        g = tl.where(x * scale + shift > 0, g, g * SLOPE)
-        total += tl.sum(g, axis=0)
-        product += tl.sum(g * (x * inverse), axis=0)
+    for group in range(tl.program_id(0), tl.cdiv(count, BLOCK_P), tl.num_programs(0)):
+        p, first, exists = _pixels(group, count, frames, pixels, BLOCK_P)
+        shared, _at, _live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
+        shared -= center
+        for start in range(0, frames, BLOCK_T):
+            row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+            inside = live & (c < CHANNELS)[None, None, :]
+            at = row * CHANNELS + c[None, None, :]
+            x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+            g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+            g = tl.where(x * scale + shift > 0, g, g * SLOPE)
+            total += tl.sum(g, axis=0)
+            product += tl.sum(g * (x * inverse), axis=0)
     line = tl.program_id(0).to(tl.int64) * CHANNELS + c
     tl.store(sums + line, tl.sum(total, axis=0), mask=c < CHANNELS)
     tl.store(products + line, tl.sum(product, axis=0), mask=c < CHANNELS)
 
 
 @jit
-def _merge_sums_kernel(
-    sums, products, grad_weight, grad_bias, mean_sum, mean_product, parts, rows,
-    CHANNELS: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
+def _add_up(
+    parts, number, c, CHANNELS: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
-    """Σ g is the bias's gradient and Σ g x̂ the weight's; their means are zero unless BATCH."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """(BLOCK_C,): the sum of what the programs of the launch before found, in a fixed order."""
     total = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    product = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    for start in range(0, parts, BLOCK_N):
+    for start in range(0, number, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        inside = (n < parts)[:, None] & (c < CHANNELS)[None, :]
-        at = n.to(tl.int64)[:, None] * CHANNELS + c[None, :]
-        total += tl.load(sums + at, mask=inside, other=0.0)
-        product += tl.load(products + at, mask=inside, other=0.0)
-    total_g = tl.sum(total, axis=0)
-    total_gx = tl.sum(product, axis=0)
-    tl.store(grad_bias + c, total_g.to(grad_bias.dtype.element_ty), mask=c < CHANNELS)
-    tl.store(grad_weight + c, total_gx.to(grad_weight.dtype.element_ty), mask=c < CHANNELS)
-    if BATCH:
-        every = tl.zeros((BLOCK_C,), ACC) + rows
-        total_g /= every
-        total_gx /= every
-    else:
-        total_g = tl.zeros((BLOCK_C,), ACC)
-        total_gx = tl.zeros((BLOCK_C,), ACC)
-    tl.store(mean_sum + c, total_g, mask=c < CHANNELS)
-    tl.store(mean_product + c, total_gx, mask=c < CHANNELS)
+        inside = (n < number)[:, None] & (c < CHANNELS)[None, :]
+        total += tl.load(parts + n[:, None] * CHANNELS + c[None, :], mask=inside, other=0.0)
+    return tl.sum(total, axis=0)
 
 
 @jit
 def _backward_kernel(
-    grad, u, s, weight, bias, mean, var, mean_sum, mean_product, du, ds,
-    count, frames, pixels, rows,
-    CHANNELS: tl.constexpr, SKIP: tl.constexpr, ACC: tl.constexpr,
+    grad, u, s, weight, bias, mean, var, sums, products, grad_weight, grad_bias, du, ds,
+    parts, count, frames, pixels, rows,
+    CHANNELS: tl.constexpr, SKIP: tl.constexpr, BATCH: tl.constexpr, ACC: tl.constexpr,
     EPS: tl.constexpr, SLOPE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
-    """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames."""
+    """du = weight / σ · (g - Σ g / n - x̂ Σ g x̂ / n), and its sum over a clip's frames.
+
+    Every program adds up the parts of the sums, which are few, so that no launch has to. Σ g is the
+    bias's gradient and Σ g x̂ the weight's. Constants in the place of statistics have no gradient:
+    unless BATCH the last two terms are left out.
+    """
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p, first, exists = _pixels(count, frames, pixels, BLOCK_P)
-    shared, clip_at, clip_live = _clip_tile(s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C)
-    shared -= _per_channel(mean, c, CHANNELS, ACC)
+    sum_g = _add_up(sums, parts, c, CHANNELS, ACC, BLOCK_N, BLOCK_C)
+    sum_gx = _add_up(products, parts, c, CHANNELS, ACC, BLOCK_N, BLOCK_C)
+    once = c < tl.where(tl.program_id(0) == 0, CHANNELS, 0)
+    tl.store(grad_bias + c, sum_g.to(grad_bias.dtype.element_ty), mask=once)
+    tl.store(grad_weight + c, sum_gx.to(grad_weight.dtype.element_ty), mask=once)
+    center = _per_channel(mean, c, CHANNELS, ACC)
     inverse = 1.0 / tl.sqrt(_per_channel(var, c, CHANNELS, ACC) + EPS)
     scale = _per_channel(weight, c, CHANNELS, ACC) * inverse
     shift = _per_channel(bias, c, CHANNELS, ACC)
-    mean_g = _per_channel(mean_sum, c, CHANNELS, ACC)
-    mean_gx = _per_channel(mean_product, c, CHANNELS, ACC)
-    clip_sum = tl.zeros((1, BLOCK_P, BLOCK_C), ACC)
-    for start in range(0, frames, BLOCK_T):
-        row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
-        inside = live & (c < CHANNELS)[None, None, :]
-        at = row * CHANNELS + c[None, None, :]
-        x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
-        g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
-        g = tl.where(x * scale + shift > 0, g, g * SLOPE)
-        dx = scale * (g - mean_g - x * inverse * mean_gx)
-        tl.store(du + at, dx.to(du.dtype.element_ty), mask=inside)
+    every = tl.zeros((BLOCK_C,), ACC) + rows
+    mean_g = (sum_g / every)[None, None, :]
+    mean_gx = (sum_gx / every)[None, None, :]
+    for group in range(tl.program_id(0), tl.cdiv(count, BLOCK_P), tl.num_programs(0)):
+        p, first, exists = _pixels(group, count, frames, pixels, BLOCK_P)
+        shared, clip_at, clip_live = _clip_tile(
+            s, p, exists, c, CHANNELS, SKIP, ACC, BLOCK_P, BLOCK_C
+        )
+        shared -= center
+        clip_sum = tl.zeros((1, BLOCK_P, BLOCK_C), ACC)
+        for start in range(0, frames, BLOCK_T):
+            row, live = _tile(start, first, exists, frames, pixels, rows, BLOCK_T)
+            inside = live & (c < CHANNELS)[None, None, :]
+            at = row * CHANNELS + c[None, None, :]
+            x = tl.load(u + at, mask=inside, other=0.0).to(ACC) + shared
+            g = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
+            dx = tl.where(x * scale + shift > 0, g, g * SLOPE)
+            if BATCH:
+                dx -= mean_g + x * inverse * mean_gx
+            dx *= scale
+            tl.store(du + at, dx.to(du.dtype.element_ty), mask=inside)
+            if SKIP:
+                clip_sum += tl.sum(tl.where(inside, dx, 0.0), axis=0)[None, :, :]
         if SKIP:
-            clip_sum += tl.sum(tl.where(inside, dx, 0.0), axis=0)[None, :, :]
-    if SKIP:
-        tl.store(ds + clip_at, clip_sum.to(ds.dtype.element_ty), mask=clip_live)
+            tl.store(ds + clip_at, clip_sum.to(ds.dtype.element_ty), mask=clip_live)
+
+
+_WAVE = 264
+"""Programs of a backward launch: two of eight warps for each of an H100's 132 multiprocessors."""
 
 
 def _lay_out(
-    u: Tensor, s: Tensor | None
+    u: Tensor, s: Tensor | None, programs: int = 2048
 ) -> tuple[tuple[int, int, int, int], dict[str, Any], tuple[int, int]]:
     """(pixels of all clips, frames, pixels of a clip, rows), tile sizes, and grid.
 
-    Without s there is one clip, of as many pixels as occupy a GPU; its last frame is not complete.
+    Without s there is one clip, of as many pixels as so many programs take at a time; its last
+    frame is not complete. With s there is a program for every group of pixels.
     """
     frames, channels, height, width = u.shape
     rows = frames * height * width
@@ -281,7 +288,7 @@ def _lay_out(
     else:
         tile = {"BLOCK_T": 4, "BLOCK_C": block(channels, 16, 64), "num_warps": 4}
         room = 1024 // tile["BLOCK_C"]
-        most = room * max(1, 2048 // cdiv(max(1, channels), tile["BLOCK_C"]))
+        most = room * max(1, programs // cdiv(max(1, channels), tile["BLOCK_C"]))
     if s is None:
         pixels = count = max(1, min(rows, most))
         frames = cdiv(rows, pixels)
@@ -321,10 +328,17 @@ def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
-    """du, ds, dweight, dbias in three launches."""
+    """du, ds, dweight, dbias in two launches."""
     u, s, weight, bias, mean, var, batch, eps, slope = call
+    if not u.numel():
+        ds = None if s is None else torch.zeros_like(s)
+        return [torch.empty_like(u), ds, torch.zeros_like(weight), torch.zeros_like(bias)]
     x, s_last, g = channels_last(u), None if s is None else channels_last(s), channels_last(grad)
-    sizes, tile, grid = _lay_out(x, s_last)
+    sizes, tile, (groups, across) = _lay_out(x, s_last, _WAVE)
+    # Every program of the second launch reads what all of the first found: few of both, and large.
+    grid = (min(groups, max(1, _WAVE // across)), across)
+    if capability(u) is not None:
+        tile["num_warps"] = 8
     channels = u.shape[1]
     values = dense((weight, bias, mean, var))
     constants = arithmetic(u)
@@ -333,9 +347,6 @@ def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
         "EPS": eps, "SLOPE": slope,
     }
     shared = x if s_last is None else s_last
-    if not u.numel():
-        ds = None if s is None else torch.zeros_like(s)
-        return [torch.empty_like(u), ds, torch.zeros_like(weight), torch.zeros_like(bias)]
     parts = mean.new_empty(2, grid[0], channels, dtype=sum_dtype(u))
 
     def run_sums(tile: Tile) -> None:
@@ -345,21 +356,16 @@ def norm_backward(grad: Tensor, call: Norm) -> list[Tensor | None]:
         )
 
     tuned(options("backward sums", tile, sizes, x, constants), x, constants, run_sums)
-    means = parts.new_empty(2, channels)
     dweight, dbias = weight.new_empty(channels), bias.new_empty(channels)
-    merging = _merging(grid[0], channels, parts)
-    launch(
-        _merge_sums_kernel, (cdiv(channels, merging["BLOCK_C"]),),
-        parts[0], parts[1], dweight, dbias, means[0], means[1], grid[0], sizes[-1],
-        CHANNELS=channels, BATCH=batch, ACC=constants["ACC"], **merging,
-    )
     du = torch.empty_like(x)
     ds = None if s_last is None else torch.empty_like(s_last)
+    tile["BLOCK_N"] = block(grid[0], 1, 1024 if capability(u) is None else 64)
 
     def run(tile: Tile) -> None:
         launch(
-            _backward_kernel, grid, g, x, shared, *values, means[0], means[1],
-            du, du if ds is None else ds, *sizes, **fixed, **tile,
+            _backward_kernel, grid, g, x, shared, *values, parts[0], parts[1],
+            dweight, dbias, du, du if ds is None else ds, grid[0], *sizes,
+            BATCH=batch, **fixed, **tile,
         )
 
     tuned(options("backward", tile, sizes, x, constants), x, constants, run)
