@@ -185,6 +185,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
             kernel[grid](*arguments, **constants)
 
 
+def _index(x: Any) -> int:
+    """A bound of a loop, for Triton 3.6: its own takes arrays that NumPy 2.4 makes no number of."""
+    return int(x.handle.data.item())
+
+
 @contextlib.contextmanager
 def _patched_once() -> Iterator[None]:
     """Let the interpreter replace the functions of ``triton.language`` once per launch and module.
@@ -202,6 +207,7 @@ def _patched_once() -> Iterator[None]:
         module = id(function.__globals__)
         if module not in scopes:
             scopes[module] = original(function)
+            tl.tensor.__index__ = _index
         return scopes[module]
 
     library = _library()
