@@ -62,6 +62,27 @@ def empty_channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
     return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
 
 
+def empty_rows(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """New (..., width) of the dtype and on the device of ``like``, rows at multiples of 16 bytes.
+
+    That is what a GPU's widest loads and asynchronous copies need: m + n = 394 values of two bytes
+    take the room of 400. The room behind a row belongs to nobody.
+    """
+    *leading, width = shape
+    step = 16 // like.element_size()
+    strides, stride = [1], -(-width // step) * step
+    for size in reversed(leading):
+        strides.append(stride)
+        stride *= max(1, size)
+    return like.new_empty_strided(shape, strides[::-1])
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., width) as a matrix whose values in a row lie side by side, copied if they do not."""
+    rows = x.flatten(0, -2)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 def lie_as(x: Tensor, like: Tensor) -> Tensor:
     """The values of x with the strides of ``torch.empty_like(like)``, copied if they differ."""
     same = torch.empty_like(like, device="meta").stride() == x.stride()

@@ -3,6 +3,8 @@
 Shapes: B clips, T frames per clip, N = B·T; frame maps are (N, C, H, W), clip maps (B, C, H, W).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -177,8 +179,36 @@ class FirstBlock(_ConvBlock):
     def forward(self, z: Tensor) -> Tensor:
         """Map z (N, c) to (N, channels, *size)."""
         c, h, w = self.weight.shape[1:]
-        u = z @ self.weight.permute(0, 2, 3, 1).flatten(1)  # (N, H·W·C)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (c, H·W·C)
+        if z.stride(0) > z.shape[1] and z.stride(1) == 1:  # made by a fused kernel
+            u = _PaddedProduct.apply(z, weight.to(z.dtype))
+        else:
+            u = z @ weight
         return self.norm(u.view(-1, h, w, c).permute(0, 3, 1, 2))
+
+
+class _PaddedProduct(torch.autograd.Function):
+    """z @ weight; the gradient of z lies in memory as z does, with room behind each of its rows.
+
+    Its rows then begin where a GPU's widest loads can (:func:`polyfusion.kernels.layout.empty_rows`).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight)
+        return z @ weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        z, weight = ctx.saved_tensors
+        need_z, need_weight = ctx.needs_input_grad
+        grad_z = None
+        if need_z and torch.is_grad_enabled():  # it is differentiated again
+            grad_z = grad @ weight.mT
+        elif need_z:
+            room = z.new_empty_strided(z.shape, z.stride())
+            grad_z = torch.mm(grad, weight.mT, out=room)
+        return grad_z, z.mT @ grad if need_weight else None
 
 
 class FinalBlock(nn.Module):

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.library import custom_op, register_autograd
 
 from polyfusion.dispatch import backend, transformed
+from polyfusion.kernels.layout import empty_rows
 
 
 def define(
@@ -149,7 +150,7 @@ def register(
         operands: schema of the inputs that have gradients.
         constants: schema of the other inputs; ``str kernels`` follows them.
         forward: ``(*operands, *constants, kernels) -> result``.
-        fake: ``(*operands, *constants) -> result`` without values.
+        fake: ``(*operands, *constants, kernels) -> result`` without values.
         backward: ``(grad, *operands, *saved, needs, kernels) -> gradients`` of the operands in one
             flat list; what stands where ``needs`` is false is left out.
         eager: ``(*operands, *saved) -> first result`` in plain PyTorch.
@@ -221,7 +222,7 @@ def register(
         name,
         f"({given}) -> {returns}",
         forward,
-        lambda *arguments: fake(*arguments[:-1]),
+        fake,
         _differentiable(forward, save, first_order),
     )
     register_autograd(f"polyfusion::{name}", first_order, setup_context=save)
@@ -254,11 +255,12 @@ def register_fusion(
         return getattr(backend(kernels, stem), f"{form}_backward")(*inputs)
 
     def fake(*arguments: Any) -> Tensor:
-        *inputs, noise = arguments
+        *inputs, noise, kernels = arguments
         views = inputs[0]
         leading = next((view.shape[:-1] for view in views if view.ndim == 3), views[0].shape[:-1])
         width = outputs(*inputs) + (0 if noise is None else noise.shape[-1])
-        return views[0].new_empty((*leading, width))
+        shape = (*leading, width)
+        return empty_rows(views[0], shape) if kernels == "triton" else views[0].new_empty(shape)
 
     def keep(ctx: Any, constants: Sequence[Tensor | None], result: Tensor) -> Sequence[Any]:
         (noise,) = constants

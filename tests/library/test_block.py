@@ -12,9 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from polyfusion import ops
 from polyfusion.kernels.triton import common, final
 from polyfusion.nn import (
+    CMFFusion,
+    CPFusion,
     FinalBlock,
     FirstBlock,
     SkipConvBlock,
+    TuckerFusion,
     UpConvBlock,
     merge_skip_weight,
     split_skip_weight,
@@ -297,6 +300,44 @@ def test_empty_batch(kernels):
     assert y.shape == (0, 3, 16, 12)
     y.sum().backward()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("layer", [CPFusion, CMFFusion, TuckerFusion])
+def test_rows_of_a_fused_result_begin_where_wide_loads_can(layer):
+    """7 + 2 values of two bytes take the room of 16, in the result and in its gradient."""
+    views = [torch.randn(2, 5, 6, dtype=torch.float16), torch.randn(2, 3, dtype=torch.float16)]
+    fuse = layer((6, 3), 7, kernels="triton").half()
+    z = fuse(*views, noise=torch.randn(2, 5, 2, dtype=torch.float16))
+    assert z.shape == (2, 5, 9)
+    assert z.stride() == (80, 16, 1)
+    strides = []
+    z.register_hook(lambda grad: strides.append(grad.stride()))
+    blocks = [FirstBlock(9, 8, kernels=kernels).half() for kernels in ("triton", "eager")]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    leaves, results = list(fuse.parameters()), []
+    for block, rows in zip(blocks, (z, z.contiguous()), strict=True):
+        y = block(rows.flatten(0, 1))
+        torch.manual_seed(1)
+        cotangent = torch.randn_like(y)
+        wanted = [*leaves, block.weight]
+        results.append([y, *torch.autograd.grad(y, wanted, cotangent, retain_graph=True)])
+    assert strides == [(80, 16, 1), (45, 9, 1)]
+    for value, expected in zip(*results, strict=True):
+        assert relative_error(value, expected) < 1e-2
+
+
+def test_a_product_into_padded_rows_is_differentiated_twice():
+    z = torch.randn(5, 8, dtype=torch.float64)[:, :6].requires_grad_()
+    block = FirstBlock(6, 2, (1, 3)).double().eval()
+
+    def twice(z, weight):
+        block.weight = weight
+        return block(z)
+
+    del block.weight
+    weight = torch.randn(6, 2, 1, 3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(twice, (z, weight))
+    assert gradgradcheck(twice, (z, weight))
 
 
 def test_checkpointing_runs_a_block_twice():

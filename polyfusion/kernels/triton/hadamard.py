@@ -20,7 +20,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.layout import sum_dtype
+from polyfusion.kernels.layout import as_rows, empty_rows, sum_dtype
 from polyfusion.kernels.triton.common import (
     Rows,
     arithmetic,
@@ -119,7 +119,7 @@ def _combine(
 @jit
 def _forward_kernel(
     views, first, gates, out, bias, noise, result, frames, count,
-    RANK: tl.constexpr, OUTPUTS: tl.constexpr, NOISE: tl.constexpr,
+    RANK: tl.constexpr, OUTPUTS: tl.constexpr, NOISE: tl.constexpr, STRIDE: tl.constexpr,
     SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -165,7 +165,7 @@ def _forward_kernel(
         )
     if FORM != "cp":
         acc += tl.load(bias + m, mask=m < OUTPUTS, other=0.0).to(ACC)[None, :]
-    line = result + n[:, None] * (OUTPUTS + NOISE)
+    line = result + n[:, None] * STRIDE
     kind = result.dtype.element_ty
     tl.store(line + m[None, :], acc.to(kind), mask=live[:, None] & (m[None, :] < OUTPUTS))
     if NOISE > 0:
@@ -178,7 +178,7 @@ def _forward_kernel(
 @jit
 def _backward_kernel(
     views, first, gates, out, grad, grad_gates, grad_first, grad_first_clip, hidden,
-    frames, count, grad_width, tiles,
+    frames, count, grad_stride, tiles,
     RANK: tl.constexpr, OUTPUTS: tl.constexpr,
     SIZES: tl.constexpr, FRAMED: tl.constexpr, FORM: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -206,7 +206,7 @@ def _backward_kernel(
     for m_start in range(0, OUTPUTS, BLOCK_M):
         m = m_start + tl.arange(0, BLOCK_M)
         y = tl.load(
-            grad + n[:, None] * grad_width + m[None, :],
+            grad + n[:, None] * grad_stride + m[None, :],
             mask=live[:, None] & (m[None, :] < OUTPUTS), other=0.0,
         )
         w = tl.load(
@@ -294,9 +294,12 @@ def config(
         return {**tile, "num_warps": 4, "num_stages": 2}
     # float32 operands take twice the registers and the shared memory of half precision.
     deep = 64 if constants["PRECISION"] == "ieee" else 32
-    most = 64 if kernel == "forward" else 32  # more programs for the backward
-    tile = {"BLOCK_T": block(frames, 16, most), "BLOCK_M": deep, "BLOCK_K": 32, "BLOCK_D": deep}
-    return {**tile, "num_warps": 4, "num_stages": 3}
+    tile = {"BLOCK_T": block(frames, 16, 32), "BLOCK_M": deep, "BLOCK_K": 32, "BLOCK_D": deep}
+    if kernel == "backward":
+        return {**tile, "num_warps": 4, "num_stages": 3}
+    # The whole rank of the paper: a view is projected once for each tile of outputs.
+    rank = block(out.shape[1], 16, 2 * deep)
+    return {**tile, "BLOCK_M": 2 * deep, "BLOCK_K": rank, "num_warps": 8, "num_stages": 3}
 
 
 def options(
@@ -304,8 +307,8 @@ def options(
 ) -> Options:
     """What to choose from for the ``"forward"`` or the ``"backward"`` kernel of a form."""
     tile = config(kernel, views, out, constants)
-    # Fewer tiles of outputs project the views less often; smaller chunks of the rank occupy more.
-    change = [{"BLOCK_M": 128} if kernel == "forward" else {"BLOCK_K": 16}]
+    # More tiles of outputs, or smaller chunks of the rank, occupy more.
+    change = [{"BLOCK_M": 64, "num_warps": 4} if kernel == "forward" else {"BLOCK_K": 16}]
     tiles = vary(tile, out, constants, cores=change, plain=change)
     sizes = (size for view in views for size in view.shape)
     outputs, rank = out.shape
@@ -403,10 +406,10 @@ def _forward(
 
     def run(tile: Tile) -> Tensor:
         shape, grid, sizes, fixed = _forward_launch((out, *views), extra, **tile)
-        result = out.new_empty(shape)
+        result = empty_rows(out, shape)
         launch(
             _forward_kernel, grid, views, first or gates, gates, out, bias, noise, result, *sizes,
-            FORM=form, **fixed, **constants, **tile,
+            STRIDE=result.stride(-2), FORM=form, **fixed, **constants, **tile,
         )
         return result
 
@@ -425,7 +428,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of views, first, gates, out, and of the bias if there is one."""
     views, first, gates = dense(views), dense(first), dense(gates)
-    grad, out, (outputs, rank) = grad.contiguous(), out.contiguous(), out.shape
+    grad, out, (outputs, rank) = as_rows(grad), out.contiguous(), out.shape
     constants, choice = _plan((out, *views), "backward", form)
     flat = [view.flatten(0, -2) for view in views]
 
@@ -447,7 +450,7 @@ def _backward(
             _backward_kernel,
             (layout.clips * tiles if rank else 0, cdiv(rank, tile["BLOCK_K"])),
             views, first or gates, gates, out, grad, grad_gates, every_frame, every_clip, hidden,
-            layout.frames, layout.count, grad.shape[-1], tiles,
+            layout.frames, layout.count, grad.stride(0), tiles,
             RANK=rank, OUTPUTS=outputs, FORM=form,
             SIZES=tuple([view.shape[-1] for view in views]), FRAMED=layout.framed,
             **constants, **tile,
@@ -455,7 +458,7 @@ def _backward(
         return layout, hidden, grad_gates, every_frame, every_clip
 
     layout, hidden, grad_gates, every_frame, every_clip = tuned(choice, out, constants, run)
-    grad_flat = grad.reshape(layout.count, grad.shape[-1])[:, :outputs]
+    grad = grad[:, :outputs]
     needed = iter(needs)
 
     def rooms(operands: Sequence[Tensor]) -> list[Tensor]:
@@ -474,9 +477,9 @@ def _backward(
         if first:
             products.append(Product(d_first[v], view.mT, every))
         products.append(Product(d_gates[v], view.mT, grad_gates[v]))
-    products.append(Product(d_out[0], grad_flat.mT, hidden))
+    products.append(Product(d_out[0], grad.mT, hidden))
     for d in d_bias:
         nothing = hidden[:, :0].mT  # (0, N): a row of ones joins it
-        products.append(Product(d.unsqueeze(0), nothing, grad_flat))
+        products.append(Product(d.unsqueeze(0), nothing, grad))
     multiply(products)
     return [*d_views, *d_first, *d_gates, *d_out, *d_bias]

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.eager.views import khatri_rao
-from polyfusion.kernels.layout import sum_dtype
+from polyfusion.kernels.layout import as_rows, empty_rows, sum_dtype
 from polyfusion.kernels.triton.common import (
     Rows,
     arithmetic,
@@ -90,7 +90,7 @@ def _core_kernel(
 def _forward_kernel(
     view, weight, per_clip, out, noise, result, frames, count, clip_stride,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, OUTPUTS: tl.constexpr,
-    NOISE: tl.constexpr, PROJECTED: tl.constexpr,
+    NOISE: tl.constexpr, STRIDE: tl.constexpr, PROJECTED: tl.constexpr,
     COMPUTE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_NOISE: tl.constexpr,
@@ -129,7 +129,7 @@ def _forward_kernel(
             mask=(m[None, :] < OUTPUTS) & (i[:, None] < INNER), other=0.0,
         ).to(COMPUTE)
         acc = tl.dot(h.to(COMPUTE), u, acc, input_precision=PRECISION, out_dtype=ACC)
-    line = result + n[:, None] * (OUTPUTS + NOISE)
+    line = result + n[:, None] * STRIDE
     kind = result.dtype.element_ty
     tl.store(line + m[None, :], acc.to(kind), mask=live[:, None] & (m[None, :] < OUTPUTS))
     if NOISE > 0:
@@ -260,7 +260,7 @@ def tucker_forward(
     (inner, width, _clip_width), outputs = layout.core, out.shape[0]
     clips, frames, count = layout.rows.clips, layout.rows.frames, layout.rows.count
     extra = 0 if noise is None else noise.shape[-1]
-    result = out.new_empty((*layout.rows.leading, outputs + extra))
+    result = empty_rows(out, (*layout.rows.leading, outputs + extra))
     if not result.numel():
         return result
 
@@ -291,7 +291,8 @@ def tucker_forward(
         launch(
             _forward_kernel, (number * cdiv(each, tile["BLOCK_T"]), across),
             *p, per_clip, out, noise, result, each, count, stride,
-            NOISE=extra, BLOCK_NOISE=next_power_of_2(extra), **constants, **tile,
+            NOISE=extra, STRIDE=result.stride(-2), BLOCK_NOISE=next_power_of_2(extra),
+            **constants, **tile,
         )
         return result
 
@@ -319,7 +320,7 @@ def tucker_backward(
     layout, grad_core = groups.layout, torch.empty_like(groups.core)
     (inner, width, clip_width), count = layout.core, layout.rows.count
     core = groups.core.view(layout.core)
-    grad = grad.contiguous().view(count, grad.shape[-1])[:, : out.shape[0]]
+    grad = as_rows(grad)[:, : out.shape[0]]
 
     g, h = out.new_empty(count, inner), out.new_empty(count, inner)
     grad_p = out.new_empty(count, width)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyfusion.kernels.layout import Norm, empty_channels_last
+from polyfusion.kernels.layout import Norm, empty_channels_last, empty_rows
 from polyfusion.kernels.triton import conv, final, hadamard, norm, tucker
 
 CLIPS, FRAMES, SPEECH, IDENTITY, OUTPUTS, NOISE, RANK = 16, 75, 256, 128, 384, 10, 128
@@ -35,7 +35,8 @@ class Call:
 
 def _fusion() -> dict[str, Call]:
     views, noise = [make(CLIPS, FRAMES, SPEECH), make(CLIPS, IDENTITY)], make(CLIPS, FRAMES, NOISE)
-    grad, out, bias = make(CLIPS, FRAMES, OUTPUTS + NOISE), make(OUTPUTS, RANK), make(OUTPUTS)
+    grad = empty_rows(make(0), (CLIPS, FRAMES, OUTPUTS + NOISE))  # as the first block hands it out
+    out, bias = make(OUTPUTS, RANK), make(OUTPUTS)
     sizes = (SPEECH, IDENTITY)
     factors = [make(size + 1, RANK) for size in sizes]
     first, second = ([make(size, RANK) for size in sizes] for _ in range(2))
