@@ -151,7 +151,10 @@ def config(
     if constants["PRECISION"] == "tf32":  # twice the registers of half precision
         tile = {name: min(size, 64 if name == "BLOCK_T" else 32) for name, size in tile.items()}
     elif full and kernel == "forward":
-        tile["BLOCK_J"] = block(sizes["J"], 16, 128)  # then p is projected once
+        # p is projected once, and p Mᵀ computed for fewer tiles of outputs.
+        more = {"T": 32, "M": 128, "J": 128}
+        tile |= {f"BLOCK_{letter}": block(sizes[letter], 16, most) for letter, most in more.items()}
+        return {**tile, "num_warps": 8, "num_stages": 3}
     return {**tile, "num_warps": 4, "num_stages": 3 if full else 2}
 
 
@@ -160,9 +163,11 @@ def options(
 ) -> Options:
     """What to choose from for the ``"core"`` or the ``"forward"`` kernel."""
     tile = config(kernel, sizes, tensor, constants)
-    # Fewer tiles of outputs compute p Mᵀ less often.
-    change = [{"BLOCK_W": 128} if kernel == "core" else {"BLOCK_M": 128, "num_warps": 8}]
-    tiles = vary(tile, tensor, constants, cores=change, plain=change)
+    wide, deep = [{"BLOCK_W": 128}], [{"BLOCK_M": 64, "num_warps": 4}]
+    # Fewer tiles of outputs compute p Mᵀ less often; more of them occupy more.
+    plain = [{"BLOCK_M": 128, "num_warps": 8}]
+    change = (wide, wide) if kernel == "core" else (deep, plain)
+    tiles = vary(tile, tensor, constants, *change)
     return Options(f"tucker {kernel}", tuple(sizes.values()), tiles)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -100,6 +101,7 @@ def _counting(launches: list[Launch], step: int) -> Iterator[None]:
         (builder, "create_masked_load", current.load),
         (builder, "create_masked_store", current.store),
         (builder, "create_dot", current.dot),
+        (builder, "get_bf16", current.bf16),  # Triton 3.6 has none
     ]
     before = [(place, name, vars(place).get(name)) for place, name, _ in changes]
     for place, name, value in changes:
@@ -155,6 +157,9 @@ class _Current:
     def dot(self, a: Any, b: Any, total: Any, *_: Any) -> Any:
         self.launch.flops += 2 * math.prod(a.data.shape) * b.data.shape[-1]
         return total
+
+    def bf16(self, _value: float) -> Any:
+        return interpreter.TensorHandle(np.zeros(1, np.uint16), tl.bfloat16)
 
     def _ask(self, pointers: Any, mask: Any) -> tuple[Operand | None, int]:
         """Whose memory the lanes of one load or store ask for, and how many bytes of it."""
