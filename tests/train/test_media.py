@@ -95,6 +95,14 @@ def test_picture_and_sound_keep_their_timing(tmp_path, video_start, audio_start)
     assert len(audio) == round(len(frames) / fps * RATE)
 
 
+def test_tags_that_are_no_text_do_no_harm(tmp_path):
+    path = write_streams(tmp_path / "clip.mkv", 0, 0)
+    written = path.read_bytes()
+    assert b"Lavf" in written  # a tag that the muxer writes
+    path.write_bytes(written.replace(b"Lavf", b"\xff\xfe\xff\xfe"))
+    assert len(read_media(path, RATE)[0]) == 25
+
+
 def test_pieces_are_the_whole_and_need_less_memory(tmp_path):
     path = tmp_path / "clip.mp4"
     write_video(path, moving_frames(25), 25, chirp(1.0), RATE)

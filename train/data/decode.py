@@ -24,11 +24,15 @@ from train.data.timeline import ConstantRate, source_rate, timing_remarks
 
 # Before 17, PyAV turned BT.709 pictures to RGB with the matrix of BT.601: faces were too red.
 OLDEST_AV = 17
-if int(av.__version__.split(".")[0]) < OLDEST_AV:
+_AV = int(av.__version__.split(".")[0])
+if _AV < OLDEST_AV:
     raise ImportError(
         f"PyAV {av.__version__} gives wrong colours; install a newer one: "
         f"pip install 'av>={OLDEST_AV}'"
     )
+
+# PyAV 19 opens a file whose tags are not UTF-8; older ones fail at it unless told not to.
+_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if _AV < 19 else {}
 
 MAX_MISMATCH = 0.5  # seconds by which sound and picture may differ in length
 MAX_DAMAGED = 0.05  # share of the frames with errors, without a time stamp, or out of order
@@ -405,7 +409,7 @@ def errors_of(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextmanager
 def open_media(path: str | os.PathLike[str], limits: Limits) -> Iterator[Any]:
     """Open a file with decoders of one thread that refuse pictures above the limit."""
-    with av.open(str(existing(path)), metadata_errors="ignore") as container:
+    with av.open(str(existing(path)), **_TAGS) as container:
         for stream in decodable(container, "audio"):
             stream.codec_context.thread_count = 1
         for stream in decodable(container, "video"):
