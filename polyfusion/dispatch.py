@@ -94,11 +94,13 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _say_interpreted() -> None:
-    print(
-        "polyfusion: no CUDA device, Triton kernels run in the CPU interpreter (correct, but slow)",
-        file=sys.stderr,
-    )
+def _say_if_interpreted() -> None:
+    if interpreted():
+        print(
+            "polyfusion: no CUDA device, Triton kernels run in the CPU interpreter "
+            "(correct, but slow)",
+            file=sys.stderr,
+        )
 
 
 def cuda_problem(tensors: Sequence[torch.Tensor] = ()) -> str | None:
@@ -163,8 +165,8 @@ def resolve(
             problem = f"the tensors are on {tensors[0].device}; the interpreter takes a CPU's"
     if problem is not None:
         raise KernelsUnavailable(f"kernels={kernels!r}: {problem}")
-    if kernels == "triton" and not on_cuda and interpreted() and not torch.compiler.is_compiling():
-        _say_interpreted()
+    if kernels == "triton" and not on_cuda and not torch.compiler.is_compiling():
+        _say_if_interpreted()
     return kernels
 
 

@@ -62,19 +62,24 @@ def empty_channels_last(like: Tensor, n: int, c: int, h: int, w: int) -> Tensor:
     return like.new_empty(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def empty_rows(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """New (..., width) of the dtype and on the device of ``like``, rows at multiples of 16 bytes.
+def row_strides(shape: Sequence[int], element_size: int) -> list[int]:
+    """Strides of a new (..., width) whose rows begin at multiples of 16 bytes.
 
     That is what a GPU's widest loads and asynchronous copies need: m + n = 394 values of two bytes
     take the room of 400. The room behind a row belongs to nobody.
     """
     *leading, width = shape
-    step = 16 // like.element_size()
+    step = 16 // element_size
     strides, stride = [1], -(-width // step) * step
     for size in reversed(leading):
         strides.append(stride)
         stride *= max(1, size)
-    return like.new_empty_strided(shape, strides[::-1])
+    return strides[::-1]
+
+
+def empty_rows(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """New (..., width) of the dtype and on the device of ``like``, with :func:`row_strides`."""
+    return like.new_empty_strided(shape, row_strides(shape, like.element_size()))
 
 
 def as_rows(x: Tensor) -> Tensor:

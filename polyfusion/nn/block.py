@@ -190,7 +190,7 @@ class FirstBlock(_ConvBlock):
 class _PaddedProduct(torch.autograd.Function):
     """z @ weight; the gradient of z lies in memory as z does, with room behind each of its rows.
 
-    Its rows then begin where a GPU's widest loads can (:func:`polyfusion.kernels.layout.empty_rows`).
+    Its rows then begin where a GPU's widest loads can (:mod:`polyfusion.kernels.layout`).
     """
 
     @staticmethod

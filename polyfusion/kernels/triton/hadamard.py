@@ -13,6 +13,7 @@ cancel. A program never leaves its clip, so a clip's own views are projected onc
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from polyfusion.kernels.layout import as_rows, empty_rows, sum_dtype
+from polyfusion.kernels.layout import as_rows, row_strides, sum_dtype
 from polyfusion.kernels.triton.common import (
     Rows,
     arithmetic,
@@ -370,22 +371,37 @@ def cmf_backward(
     return _backward("cmf-sr", grad, views, (), first, out, bias, needs)
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """The result's layout, and for each configuration the grid, (frames, rows) and constants."""
+
+    shape: tuple[int, ...]
+    strides: list[int]
+    constants: dict[str, Any]
+    options: Options
+    launches: list[tuple[tuple[int, int], tuple[int, int], dict[str, Any]]]
+
+
 @planned
-def _forward_launch(
-    tensors: Sequence[Tensor], noise: int, **tile: int
-) -> tuple[tuple[int, ...], tuple[int, int], tuple[int, int], dict[str, Any]]:
-    """Shape of the result, grid, (frames, rows) and sizes of the forward kernel."""
+def _plan_forward(tensors: Sequence[Tensor], form: str, noise: int) -> _Forward:
+    """How the forward kernel runs on these tensors, ``out`` and the views."""
     out, *views = tensors
-    (outputs, rank), layout = out.shape, lay_out(views, tile["BLOCK_T"])
-    shape = (*layout.leading, outputs + noise)
-    tiles = layout.clips * cdiv(layout.frames, tile["BLOCK_T"])
-    grid = (tiles if prod(shape) else 0, max(1, cdiv(outputs, tile["BLOCK_M"])))
+    constants, choice = _plan(tensors, "forward", form)
+    outputs, rank = out.shape
+    layouts = [lay_out(views, tile["BLOCK_T"]) for tile in choice.tiles]
+    shape = (*layouts[0].leading, outputs + noise)
+    strides = row_strides(shape, out.element_size())
     fixed = {
-        "RANK": rank, "OUTPUTS": outputs, "NOISE": noise, "FRAMED": layout.framed,
-        "SIZES": tuple(view.shape[-1] for view in views),
-        "BLOCK_NOISE": next_power_of_2(max(noise, 1)),
+        "RANK": rank, "OUTPUTS": outputs, "NOISE": noise, "STRIDE": strides[-2], "FORM": form,
+        "SIZES": tuple(view.shape[-1] for view in views), "FRAMED": layouts[0].framed,
+        "BLOCK_NOISE": next_power_of_2(max(noise, 1)), **constants,
     }
-    return shape, grid, (layout.frames, layout.count), fixed
+    launches = []
+    for tile, layout in zip(choice.tiles, layouts, strict=True):
+        tiles = layout.clips * cdiv(layout.frames, tile["BLOCK_T"])
+        grid = (tiles if prod(shape) else 0, max(1, cdiv(outputs, tile["BLOCK_M"])))
+        launches.append((grid, (layout.frames, layout.count), {**fixed, **tile}))
+    return _Forward(shape, strides, constants, choice, launches)
 
 
 def _forward(
@@ -402,18 +418,18 @@ def _forward(
     extra = 0 if noise is None else noise.shape[-1]
     bias = out if bias is None else bias.contiguous()
     noise = out if noise is None else noise.contiguous()
-    constants, choice = _plan((out, *views), "forward", form)
+    plan: _Forward = _plan_forward((out, *views), form, extra)
 
     def run(tile: Tile) -> Tensor:
-        shape, grid, sizes, fixed = _forward_launch((out, *views), extra, **tile)
-        result = empty_rows(out, shape)
+        grid, sizes, fixed = plan.launches[plan.options.tiles.index(tile)]
+        result = out.new_empty_strided(plan.shape, plan.strides)
         launch(
             _forward_kernel, grid, views, first or gates, gates, out, bias, noise, result, *sizes,
-            STRIDE=result.stride(-2), FORM=form, **fixed, **constants, **tile,
+            **fixed,
         )
         return result
 
-    return tuned(choice, out, constants, run)
+    return tuned(plan.options, out, plan.constants, run)
 
 
 def _backward(

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyfusion.kernels.eager.views import khatri_rao
-from polyfusion.kernels.layout import as_rows, empty_rows, sum_dtype
+from polyfusion.kernels.layout import as_rows, row_strides, sum_dtype
 from polyfusion.kernels.triton.common import (
     Rows,
     arithmetic,
@@ -176,10 +176,13 @@ class _Layout:
     """The views with frames and those without, and the core as (k_1, K_f, K_c) to match.
 
     ``order`` has the core's axes in that order. Of the two forward kernels, that of the clips and
-    that of the frames, there is what to choose from and what they are compiled for.
+    that of the frames, there is what to choose from and what they are compiled for; ``shape`` and
+    ``strides`` are their result's.
     """
 
     rows: Rows
+    shape: tuple[int, ...]
+    strides: list[int]
     framed: list[int]
     still: list[int]
     order: list[int]
@@ -189,8 +192,8 @@ class _Layout:
 
 
 @planned
-def _lay_out(tensors: Sequence[Tensor]) -> _Layout:
-    """How to compute with a core, out and views of these shapes."""
+def _lay_out(tensors: Sequence[Tensor], noise: int) -> _Layout:
+    """How to compute with a core, out and views of these shapes, and so many values of noise."""
     core, out, *views = tensors
     rows, constants = lay_out(views, block_t=1), arithmetic(core)
     framed = [v for v, whole in enumerate(rows.framed) if whole]
@@ -209,11 +212,15 @@ def _lay_out(tensors: Sequence[Tensor]) -> _Layout:
     frames = {
         "T": rows.frames if still else rows.count, "M": out.shape[0], "I": inner, "J": width
     }
+    shape = (*rows.leading, out.shape[0] + noise)
+    strides = row_strides(shape, out.element_size())
     return _Layout(
-        rows, framed, still, [0, *(v + 1 for v in (*framed, *still))], (inner, width, clip_width),
+        rows, shape, strides, framed, still, [0, *(v + 1 for v in (*framed, *still))],
+        (inner, width, clip_width),
         kernel("core", still, clips, {"RANK": clip_width, "WIDTH": inner * width}),
         kernel("forward", framed, frames,
-               {"WIDTH": width, "INNER": inner, "OUTPUTS": out.shape[0]}),
+               {"WIDTH": width, "INNER": inner, "OUTPUTS": out.shape[0], "NOISE": noise,
+                "STRIDE": strides[-2], "BLOCK_NOISE": next_power_of_2(noise)}),
     )
 
 
@@ -221,9 +228,14 @@ class _Groups:
     """The tensors, dense and by their :class:`_Layout`."""
 
     def __init__(
-        self, views: Sequence[Tensor], core: Tensor, factors: Sequence[Tensor], out: Tensor
+        self,
+        views: Sequence[Tensor],
+        core: Tensor,
+        factors: Sequence[Tensor],
+        out: Tensor,
+        noise: int = 0,
     ) -> None:
-        self.layout: _Layout = _lay_out((core, out, *views))
+        self.layout: _Layout = _lay_out((core, out, *views), noise)
         self.views, self.factors = dense(views), dense(factors)
         if self.layout.order != sorted(self.layout.order):
             core = core.permute(self.layout.order)
@@ -260,12 +272,12 @@ def tucker_forward(
     noise: Tensor | None,
 ) -> Tensor:
     """[y, noise] in two launches, one for the clips and one for the frames."""
-    groups, out = _Groups(views, core, factors, out), out.contiguous()
+    extra = 0 if noise is None else noise.shape[-1]
+    groups, out = _Groups(views, core, factors, out, extra), out.contiguous()
     core, layout = groups.core, groups.layout
     (inner, width, _clip_width), outputs = layout.core, out.shape[0]
     clips, frames, count = layout.rows.clips, layout.rows.frames, layout.rows.count
-    extra = 0 if noise is None else noise.shape[-1]
-    result = empty_rows(out, (*layout.rows.leading, outputs + extra))
+    result = out.new_empty_strided(layout.shape, layout.strides)
     if not result.numel():
         return result
 
@@ -295,9 +307,7 @@ def tucker_forward(
         across = max(1, cdiv(outputs, tile["BLOCK_M"]))
         launch(
             _forward_kernel, (number * cdiv(each, tile["BLOCK_T"]), across),
-            *p, per_clip, out, noise, result, each, count, stride,
-            NOISE=extra, STRIDE=result.stride(-2), BLOCK_NOISE=next_power_of_2(extra),
-            **constants, **tile,
+            *p, per_clip, out, noise, result, each, count, stride, **constants, **tile,
         )
         return result
 

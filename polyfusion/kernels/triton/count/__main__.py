@@ -3,20 +3,24 @@
 python -m polyfusion.kernels.triton.count tests/library/counted_kernels.json docs/kernels.md
 
 That takes ten minutes of a core. What the compiler makes of the kernels is kept for each version of
-Triton; --compiled renews that of the version here alone, --page the page.
+Triton; --compiled renews that of the version here alone, --host how long Python is busy (a minute
+on a quiet core, whose processor you name), --page the page.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import triton
 
 from polyfusion.dispatch import interpreted
-from polyfusion.kernels.triton.count import page, table
+from polyfusion.kernels.triton.count import host, page, table
 from polyfusion.kernels.triton.count.calls import CALLS
 
 
@@ -28,6 +32,7 @@ def main() -> None:
     parser.add_argument("markdown", type=Path, nargs="?", help="page to write")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--compiled", action="store_true", help="what the compiler makes, alone")
+    only.add_argument("--host", metavar="PROCESSOR", help="microseconds of this host, so named")
     only.add_argument("--page", action="store_true", help="the page, from the table as it is")
     only.add_argument("--compile-here", nargs="*", help=argparse.SUPPRESS)  # for children
     options = parser.parse_args()
@@ -35,7 +40,9 @@ def main() -> None:
         print(json.dumps(_compile(options.compile_here)))
         return
     kept = table.read(options.table)
-    if not options.page:
+    if options.host:
+        kept["host"] = {"of": f"{options.host}, {_here()}", "rows": host.measure()}
+    elif not options.page:
         kept["compiled"][triton.__version__] = compile_elsewhere(list(CALLS))
         if not options.compiled:
             if not interpreted():
@@ -56,6 +63,12 @@ def compile_elsewhere(names: list[str]) -> list[dict[str, object]]:
     )
     rows: list[dict[str, object]] = json.loads(done.stdout)
     return rows
+
+
+def _here() -> str:
+    """The versions and the day."""
+    python, torch_, triton_ = platform.python_version(), torch.__version__, triton.__version__
+    return f"Python {python}, torch {torch_}, triton {triton_}, {datetime.date.today()}"
 
 
 def _compile(names: list[str]) -> list[dict[str, object]]:

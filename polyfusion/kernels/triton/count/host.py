@@ -2,7 +2,7 @@
 
 Of the fused call everything is timed but the launch itself, which a stub stands in for: Triton's
 own launcher comes on top. Beside it stands plain PyTorch on the smallest sizes there are, whose
-time is that of its calls; a GPU's launches come on top of these as well.
+time is that of its calls; a GPU's launches come on top of these as well. Measured on one core.
 """
 
 import time
@@ -18,18 +18,17 @@ from polyfusion.kernels.triton.count import calls
 from polyfusion.ops import cmf_fusion, cp_fusion, tucker_fusion
 
 
-def main() -> None:
-    """Print a table; the least of many repetitions, because other processes disturb."""
+def measure(repetitions: int = 200) -> list[dict[str, Any]]:
+    """A row for each form: microseconds without and with gradients, fused and eager."""
     torch.set_num_threads(1)
-    print(f"{'':8}{'without grad':>18}{'with grad':>18}")
-    print(f"{'µs':8}" + f"{'fused':>9}{'eager':>9}" * 2)
+    rows = []
     paper = (calls.CLIPS, calls.FRAMES, calls.SPEECH, calls.IDENTITY, calls.OUTPUTS, calls.RANK)
     for (name, fused), (_, eager) in zip(_forms(*paper), _forms(1, 1, 2, 2, 2, 1), strict=True):
         with common.pretend(90), common.dry():
-            left = _times(partial(fused, kernels="triton"), fused.keywords["weights"])
-        right = _times(partial(eager, kernels="eager"), eager.keywords["weights"])
-        cells = "".join(f"{x:9.1f}{y:9.1f}" for x, y in zip(left, right, strict=True))
-        print(f"{name:8}{cells}")
+            left = _times(partial(fused, kernels="triton"), fused.keywords["weights"], repetitions)
+        right = _times(partial(eager, kernels="eager"), eager.keywords["weights"], repetitions)
+        rows.append({"fusion": name, "fused": left, "eager": right})
+    return rows
 
 
 def _forms(
@@ -63,27 +62,26 @@ def _tensors(item: Any) -> list[Tensor]:
     return [item] if isinstance(item, Tensor) else item
 
 
-def _times(call: Callable[[], Tensor], weights: list[Tensor]) -> tuple[float, float]:
-    """The forward without gradients, and with."""
+def _times(
+    call: Callable[[], Tensor], weights: list[Tensor], repetitions: int
+) -> list[float]:
+    """The forward without gradients, and with; the least of many, because others disturb."""
     for x in weights:
         x.requires_grad_()
     with torch.no_grad():
-        alone = _least(call)
-    times = alone, _least(call)
+        alone = _least(call, repetitions)
+    times = [alone, _least(call, repetitions)]
     for x in weights:
         x.requires_grad_(False)
     return times
 
 
-def _least(call: Callable[[], Any], number: int = 20, repetitions: int = 200) -> float:
+def _least(call: Callable[[], Any], repetitions: int, number: int = 20) -> float:
     least = float("inf")
     for _ in range(repetitions):
         start = time.perf_counter()
         for _ in range(number):
             call()
         least = min(least, time.perf_counter() - start)
-    return 1e6 * least / number
+    return round(1e6 * least / number, 1)
 
-
-if __name__ == "__main__":
-    main()

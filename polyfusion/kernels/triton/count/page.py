@@ -7,14 +7,11 @@ from typing import Any
 MULTIPROCESSORS, BANDWIDTH, RATE = 132, 3.0e12, 798e12  # an H100: bytes and bf16 FLOPs a second
 _HEAD = """# What the kernels ask of a GPU
 
-**Counted, not timed.** No figure on this page was measured on a GPU. Loads and stores are counted
-in Triton's interpreter, at every address a device would touch, in its tiles; registers and widths
-are what Triton {version} compiles for an H100. The page is made by
+**Counted, not timed.** No figure on this page was measured on a GPU, but two constants. Loads and
+stores are counted in Triton's interpreter, at every address a device would touch, in its tiles;
+registers and widths are what Triton {version} compiles for an H100. The page is made by
 
     python -m polyfusion.kernels.triton.count tests/library/counted_kernels.json docs/kernels.md
-
-and `python -m polyfusion.kernels.triton.count.host` prints how long a fusion takes in Python before
-its launch.
 
 Sizes are the paper's in bfloat16: 16 clips of 75 frames, views of 256 and 128 values, 384 outputs
 with 10 of noise, maps of 1200 frames.
@@ -39,6 +36,28 @@ launch (it needs a C compiler and Python's headers at run time) and the extensio
 one is faster than the other, or than PyTorch, somewhere is not known before both have been timed
 (`python -m bench.gpu`), and then this rule should follow the times.
 
+## Why not fewer launches, and no split sums
+
+- Tucker's backward is a chain of four products, each of the result before it: the output's gradient
+  with the output matrix; that with the projected views, to a matrix per clip; that with the core;
+  that with the weights. The first two in one launch would have every program of the second form
+  its tiles of both factors itself, 24 matrix steps that wait for each other in place of 2.
+- The gradients of the weights sum over 1200 frames in 19 steps of 64. Splitting that sum would
+  occupy more multiprocessors, but its parts must then be added in fixed order, for results are the
+  same from run to run: one launch more, and the parts written and read, for a kernel of a few
+  microseconds.
+- Matrix instructions take 16 rows at the least, and 1200 frames are 75 such tiles: a fusion in one
+  launch that reads every frame's operands once leaves half of {sms} multiprocessors idle. The
+  forward has three tiles of outputs instead, each of which reads the frames again, from the cache.
+
+## The host
+
+Microseconds from the call to the launch, with a stub in the launch's place; beside it PyTorch's
+operators on the smallest sizes there are, whose time is that of their calls. Measured on {host}.
+
+| fusion | fused, without grad | eager | fused, with grad | eager |
+|---|---:|---:|---:|---:|
+{rows}
 """
 _OPERATORS = (
     "| operator | launches | PyTorch's | compulsory MB | requested MB | ratio | ≥ µs | asked µs |\n"
@@ -58,7 +77,9 @@ def render(table: dict[str, Any]) -> str:
     pairs = list(zip(table["launches"], compiled, strict=True))
     groups = {name: list(rows) for name, rows in groupby(pairs, lambda pair: pair[0]["call"])}
     operators = {row["call"]: row for row in table["operators"]}
-    parts = [_HEAD.format(version=version, sms=MULTIPROCESSORS), "## Operators\n\n", _OPERATORS]
+    host, rows = table["host"]["of"], "".join(map(_host, table["host"]["rows"]))
+    head = _HEAD.format(version=version, sms=MULTIPROCESSORS, host=host, rows=rows)
+    parts = [head, "## Operators\n\n", _OPERATORS]
     parts += [_operator(operators[name], [row for row, _ in rows]) for name, rows in groups.items()]
     for name, rows in groups.items():
         parts.append(f"\n## {name}\n\n{describe(operators[name], rows)}\n\n{_LAUNCHES}")
@@ -96,6 +117,11 @@ def describe(operator: dict[str, Any], rows: list[tuple[dict[str, Any], dict[str
         count = len(rows) + len(operator["library"])
         text.append(f"At this size latency and {count} launch{'es' * (count > 1)} decide")
     return ". ".join(text) + "."
+
+
+def _host(row: dict[str, Any]) -> str:
+    times = (f"{x:.0f}" for pair in zip(row["fused"], row["eager"], strict=True) for x in pair)
+    return f"| {row['fusion']} | {' | '.join(times)} |\n"
 
 
 def _operator(row: dict[str, Any], launches: list[dict[str, Any]]) -> str:

@@ -78,7 +78,7 @@ def _tensors(values: Any) -> list[Tensor]:
 def read(path: Path) -> dict[str, Any]:
     """The table in a file; an empty one if there is none."""
     if not path.exists():
-        return {"operators": [], "launches": [], "compiled": {}}
+        return {"operators": [], "launches": [], "host": {"of": "", "rows": []}, "compiled": {}}
     table: dict[str, Any] = json.loads(path.read_text())
     return table
 
@@ -88,9 +88,11 @@ def write(path: Path, table: dict[str, Any]) -> None:
     compiled = ",\n".join(
         f"{json.dumps(version)}: {_lines(rows)}" for version, rows in table["compiled"].items()
     )
+    of = table["host"]["of"]
     path.write_text(
         f'{{"about": "counted, not timed: python -m polyfusion.kernels.triton.count",\n'
         f'"operators": {_lines(table["operators"])},\n"launches": {_lines(table["launches"])},\n'
+        f'"host": {{"of": {json.dumps(of)}, "rows": {_lines(table["host"]["rows"])}}},\n'
         f'"compiled": {{{compiled}}}}}\n'
     )
 
