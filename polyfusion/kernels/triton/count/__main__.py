@@ -49,6 +49,7 @@ def main() -> None:
                 parser.error("Triton compiles its kernels here: unset TRITON_INTERPRET")
             kept["operators"] = [table.operator_row(*item) for item in CALLS.items()]
             kept["launches"] = [row for item in CALLS.items() for row in table.launch_rows(*item)]
+    if not options.page:
         table.write(options.table, kept)
     if options.markdown:
         options.markdown.write_text(page.render(kept))
