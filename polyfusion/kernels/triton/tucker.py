@@ -150,12 +150,12 @@ def config(
     tile = {f"BLOCK_{letter}": block(size, 16, edge) for letter, size in sizes.items()}
     if constants["PRECISION"] == "tf32":  # twice the registers of half precision
         tile = {name: min(size, 64 if name == "BLOCK_T" else 32) for name, size in tile.items()}
-    elif full and kernel == "forward":
+    elif kernel == "forward" and edge > 16:
         # p is projected once, and p Mᵀ computed for fewer tiles of outputs.
-        more = {"T": 32, "M": 128, "J": 128}
-        tile |= {f"BLOCK_{letter}": block(sizes[letter], 16, most) for letter, most in more.items()}
-        return {**tile, "num_warps": 8, "num_stages": 3}
-    return {**tile, "num_warps": 4, "num_stages": 3 if full else 2}
+        most = {"T": 32, "M": 128, "J": 128} if full else {"T": 16, "M": 64, "J": 128}
+        tile |= {f"BLOCK_{letter}": block(sizes[letter], 16, size) for letter, size in most.items()}
+        tile["num_warps"] = 8 if full else 4
+    return {"num_warps": 4, **tile, "num_stages": 3 if full else 2}
 
 
 def options(

@@ -17,10 +17,26 @@ from polyfusion.kernels.triton import common
 from polyfusion.kernels.triton.count import calls
 from polyfusion.ops import cmf_fusion, cp_fusion, tucker_fusion
 
+ROUNDS = 5
+
 
 def measure(repetitions: int = 200) -> list[dict[str, Any]]:
-    """A row for each form: microseconds without and with gradients, fused and eager."""
+    """A row for each form: microseconds without and with gradients, fused and eager.
+
+    Each is the least of many, in several rounds, because other processes disturb.
+    """
     torch.set_num_threads(1)
+    rounds = [_round(repetitions // ROUNDS) for _ in range(ROUNDS)]
+    rows = []
+    for same in zip(*rounds, strict=True):
+        row = {"fusion": same[0]["fusion"]}
+        for kind in ("fused", "eager"):
+            row[kind] = [min(times) for times in zip(*(x[kind] for x in same), strict=True)]
+        rows.append(row)
+    return rows
+
+
+def _round(repetitions: int) -> list[dict[str, Any]]:
     rows = []
     paper = (calls.CLIPS, calls.FRAMES, calls.SPEECH, calls.IDENTITY, calls.OUTPUTS, calls.RANK)
     for (name, fused), (_, eager) in zip(_forms(*paper), _forms(1, 1, 2, 2, 2, 1), strict=True):
@@ -65,7 +81,7 @@ def _tensors(item: Any) -> list[Tensor]:
 def _times(
     call: Callable[[], Tensor], weights: list[Tensor], repetitions: int
 ) -> list[float]:
-    """The forward without gradients, and with; the least of many, because others disturb."""
+    """The forward without gradients, and with."""
     for x in weights:
         x.requires_grad_()
     with torch.no_grad():
