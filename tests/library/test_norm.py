@@ -7,6 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from polyfusion import ops
+from polyfusion.kernels.eager import norm as eager_norm
 from polyfusion.nn import NormActivation
 from polyfusion.ops.reference import norm_activation_reference
 from tests.library.helpers import NORM_TOLERANCE, relative_error
@@ -77,6 +78,35 @@ def test_gradients_of_first_and_second_order(kernels, skip, constants):
     fast = kernels == "triton"  # a random direction instead of every entry: the interpreter is slow
     assert gradcheck(function, leaves, fast_mode=fast)
     assert gradgradcheck(function, leaves, fast_mode=fast)
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["skip", "alone"])
+def test_maps_added_up_by_planes(monkeypatch, skip):
+    """What large maps take on a CPU: gradients of both orders, and a mean far from zero."""
+    arguments = [None if x is None else x.requires_grad_() for x in draw((2, 3, 5, 4, 3), skip)]
+
+    def value(*x):
+        return ops.norm_activation(*x, slope=0.3, kernels="eager")[0]
+
+    usual = value(*arguments)
+    monkeypatch.setattr(eager_norm, "LARGE", 1)
+    monkeypatch.setattr(eager_norm, "LARGE_PLANE", 1)
+    taken = []
+    monkeypatch.setattr(
+        eager_norm,
+        "_plane_statistics",
+        lambda x, f=eager_norm._plane_statistics: taken.append(x) or f(x),
+    )
+    torch.testing.assert_close(value(*arguments), usual)
+    assert taken
+    assert gradcheck(value, arguments)
+    assert gradgradcheck(value, arguments)
+    far = arguments[0].detach() + 1000
+    mean, var = ops.norm_activation(far.float(), None, *arguments[2:], kernels="eager")[1:]
+    torch.testing.assert_close(mean.double(), far.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        var.double(), far.float().double().var((0, 2, 3), correction=0), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

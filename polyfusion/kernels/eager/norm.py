@@ -1,6 +1,7 @@
 """Normalisation of u + s in PyTorch's own operators, which autograd differentiates to any order.
 
-On a CPU nothing is faster than PyTorch's batch normalisation with what it keeps for its backward.
+On a CPU nothing is faster than PyTorch's batch normalisation with what it keeps for its backward,
+but for the statistics of large maps that are not channels-last: those it adds up value by value.
 """
 
 from typing import Any
@@ -9,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyfusion.dispatch import transformed
 from polyfusion.kernels.layout import Norm, lie_as, per_clip, sum_dtype
+
+LARGE = 2**17  # values from which on :class:`_PlaneNorm` is faster
+LARGE_PLANE = 24  # pixels of a map, the same
 
 
 def norm(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,10 +29,13 @@ def norm(call: Norm) -> tuple[Tensor, Tensor, Tensor]:
             mean, var = (u.new_zeros(u.shape[1], dtype=sum_dtype(u)) for _ in range(2))
         return y, mean, var
     weight, bias, given_mean, given_var = (_wide(value, u) for value in (weight, bias, mean, var))
+    if mean is None and _by_planes(x, eps):
+        y, batch_mean, batch_var = _PlaneNorm.apply(x, weight, bias, eps)
+        return _activate(y, slope), batch_mean, batch_var
     y, batch_mean, invstd = torch.native_batch_norm(
         x, weight, bias, given_mean, given_var, mean is None, 0.0, eps
     )
-    y = lie_as(y.relu_() if slope == 0 else F.leaky_relu_(y, slope), u)
+    y = lie_as(_activate(y, slope), u)
     if mean is not None and var is not None:
         return y, mean, var
     batch_mean, invstd = batch_mean.detach(), invstd.detach()
@@ -42,9 +50,58 @@ def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
     if u.numel() == 0:
         none = u.new_zeros(u.shape[1], dtype=sum_dtype(u))
         return none, none.clone()
-    x = _shifted(u, s).to(sum_dtype(u))
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    x = _shifted(u, s).to(sum_dtype(u)).contiguous()
+    mean, var = _plane_statistics(x)
     return mean, var * (u.numel() // u.shape[1])
+
+
+def _activate(y: Tensor, slope: float) -> Tensor:
+    return y.relu_() if slope == 0 else F.leaky_relu_(y, slope)
+
+
+def _by_planes(x: Tensor, eps: float) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.numel() >= LARGE
+        and x.shape[2:].numel() >= LARGE_PLANE
+        and x.is_contiguous()
+        and eps > 0
+        and not torch.compiler.is_compiling()  # which writes loops of its own
+        and not transformed()
+    )
+
+
+def _plane_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of contiguous maps, of whose planes each is added up at once."""
+    count, planes = x.numel() // x.shape[1], x.flatten(2)
+    mean = planes.sum(2).sum(0) / count
+    centred = planes - mean.unsqueeze(1)
+    return mean, torch.linalg.vector_norm(centred, dim=2).square_().sum(0) / count
+
+
+class _PlaneNorm(torch.autograd.Function):
+    """Batch normalisation with :func:`_plane_statistics`; the backward is PyTorch's own.
+
+    ``(x, weight, bias, eps) -> (y, mean, variance)``; the last two have no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
+        mean, var = _plane_statistics(x)
+        y, _, _ = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, mean, inverse = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        backward = torch.ops.aten.native_batch_norm_backward
+        found = backward(grads[0], x, weight, None, None, mean, inverse, True, ctx.eps, needs)
+        return (*found, None)
 
 
 def _shifted(u: Tensor, s: Tensor | None) -> Tensor:
