@@ -20,6 +20,7 @@ import torch
 import triton
 
 from polyfusion.dispatch import interpreted
+from polyfusion.kernels.triton.compile.gate import sources_digest
 from polyfusion.kernels.triton.count import host, page, table
 from polyfusion.kernels.triton.count.calls import CALLS
 
@@ -47,6 +48,7 @@ def main() -> None:
         if not options.compiled:
             if not interpreted():
                 parser.error("Triton compiles its kernels here: unset TRITON_INTERPRET")
+            kept["sources"] = sources_digest()
             kept["operators"] = [table.operator_row(*item) for item in CALLS.items()]
             kept["launches"] = [row for item in CALLS.items() for row in table.launch_rows(*item)]
     if not options.page:

@@ -78,7 +78,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def read(path: Path) -> dict[str, Any]:
     """The table in a file; an empty one if there is none."""
     if not path.exists():
-        return {"operators": [], "launches": [], "host": {"of": "", "rows": []}, "compiled": {}}
+        host = {"of": "", "rows": []}
+        return {"sources": "", "operators": [], "launches": [], "host": host, "compiled": {}}
     table: dict[str, Any] = json.loads(path.read_text())
     return table
 
@@ -91,6 +92,7 @@ def write(path: Path, table: dict[str, Any]) -> None:
     of = table["host"]["of"]
     path.write_text(
         f'{{"about": "counted, not timed: python -m polyfusion.kernels.triton.count",\n'
+        f'"sources": "{table["sources"]}",\n'
         f'"operators": {_lines(table["operators"])},\n"launches": {_lines(table["launches"])},\n'
         f'"host": {{"of": {json.dumps(of)}, "rows": {_lines(table["host"]["rows"])}}},\n'
         f'"compiled": {{{compiled}}}}}\n'
