@@ -64,9 +64,11 @@ def one_thread():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_finds_the_shifts_of_held_out_clips(tmp_path):
-    root = prepare_synthetic(tmp_path / "set", clips=64, speakers=64, seed=5, workers=2)
-    result = train_syncnet(SyncNetConfig(tmp_path / "sync", str(root), steps=150, batch_size=6))
-    assert result["clips"] >= 30  # speakers that it was not trained on
+    root = prepare_synthetic(
+        tmp_path / "set", clips=48, speakers=48, size=(64, 48), seed=5, workers=2
+    )
+    result = train_syncnet(SyncNetConfig(tmp_path / "sync", str(root), steps=120, batch_size=6))
+    assert result["clips"] >= 20  # speakers that it was not trained on
     assert result["found"] >= 0.9
 
 
