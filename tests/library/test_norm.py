@@ -92,21 +92,23 @@ def test_maps_added_up_by_planes(monkeypatch, skip):
     monkeypatch.setattr(eager_norm, "LARGE", 1)
     monkeypatch.setattr(eager_norm, "LARGE_PLANE", 1)
     taken = []
-    monkeypatch.setattr(
-        eager_norm,
-        "_plane_statistics",
-        lambda x, f=eager_norm._plane_statistics: taken.append(x) or f(x),
-    )
+    statistics = eager_norm._plane_statistics
+
+    def watched(*x, **more):
+        taken.append(x)
+        return statistics(*x, **more)
+
+    monkeypatch.setattr(eager_norm, "_plane_statistics", watched)
     torch.testing.assert_close(value(*arguments), usual)
     assert taken
     assert gradcheck(value, arguments)
     assert gradgradcheck(value, arguments)
-    far = arguments[0].detach() + 1000
-    mean, var = ops.norm_activation(far.float(), None, *arguments[2:], kernels="eager")[1:]
-    torch.testing.assert_close(mean.double(), far.mean((0, 2, 3)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        var.double(), far.float().double().var((0, 2, 3), correction=0), rtol=1e-5, atol=0
-    )
+    for offset in (1.5, 1000):  # by squares, and by squared distances
+        u = arguments[0].detach().float() + offset
+        mean, var = ops.norm_activation(u, None, *arguments[2:], kernels="eager")[1:]
+        exact, close = u.double(), {"rtol": 1e-6, "atol": 0}
+        torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), **close)
+        torch.testing.assert_close(var.double(), exact.var((0, 2, 3), correction=0), **close)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
