@@ -50,8 +50,8 @@ def norm_statistics(u: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
     if u.numel() == 0:
         none = u.new_zeros(u.shape[1], dtype=sum_dtype(u))
         return none, none.clone()
-    x = _shifted(u, s).to(sum_dtype(u)).contiguous()
-    mean, var = _plane_statistics(x)
+    x = _shifted(u, s).to(sum_dtype(u))
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return mean, var * (u.numel() // u.shape[1])
 
 
@@ -61,7 +61,8 @@ def _activate(y: Tensor, slope: float) -> Tensor:
 
 def _by_planes(x: Tensor, eps: float) -> bool:
     return (
-        x.device.type == "cpu"
+        type(x) in (Tensor, torch.nn.Parameter)  # one that has values
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() >= LARGE
         and x.shape[2:].numel() >= LARGE_PLANE
